@@ -1,0 +1,175 @@
+"""Seaborn figures for the notebooks. Every figure is shown with a computed alternative text and a caption."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterable
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from IPython.display import display
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from igsp.assets import catalog
+from igsp.retention import Estimate
+
+DIMENSIONS = ("general", "commonsense", "code", "math")
+WIDTH = 5.4  # inches; the book shows 100 CSS pixels per inch
+
+
+def palette() -> dict[str, str]:
+    """Colour by dimension (and `total`)."""
+    return dict(catalog("palette")["dimensions"])
+
+
+def markers() -> dict[str, str]:
+    """Marker by dimension (and `total`): colour is never the only sign."""
+    return dict(catalog("palette")["markers"])
+
+
+def use_style() -> None:
+    """Seaborn theme of the book: white ground, light grid, 10-point type."""
+    sns.set_theme(style="whitegrid", context="notebook", font_scale=0.9, rc={
+        "figure.facecolor": "white", "axes.titleweight": "bold", "axes.titlesize": 11, "axes.labelsize": 10.5,
+        "xtick.labelsize": 10, "ytick.labelsize": 10, "legend.fontsize": 10, "grid.alpha": 0.5, "axes.edgecolor": "#888888",
+    })
+
+
+def show(fig: Figure, alt: str, caption: str, name: str | None = None) -> None:
+    """Displays a figure with its alternative text and caption, and closes it.
+
+    Args:
+        alt: plain text with computed values, 20 characters or more: what the figure shows.
+        caption: one paragraph of Markdown that states the finding.
+        name: label for cross references, `fig-...`.
+    """
+    if len(alt) < 20:
+        raise ValueError(f"the alternative text must say what the figure shows, got '{alt}'")
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=200, bbox_inches="tight", facecolor="white", metadata={"Software": None})
+    plt.close(fig)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    width = round(fig.get_figwidth() * 100)
+    display(
+        {"image/png": data, "text/plain": f"Figure: {alt}"}, raw=True,
+        metadata={"image/png": {"width": width, "alt": alt}, "igsp": {"alt": alt, "caption": caption, "name": name}},
+    )
+    display(
+        {"text/markdown": f"*{caption}*", "text/plain": caption}, raw=True,
+        metadata={"igsp": {"caption_of": name or "figure"}},
+    )
+
+
+def show_table(frame: pd.DataFrame, caption: str, digits: int = 2) -> None:
+    """Displays a data frame as an accessible table with a caption; floats with `digits` decimals."""
+
+    def text(value: object) -> str:
+        if isinstance(value, (float, np.floating)):
+            return "" if np.isnan(value) else f"{value:.{digits}f}"
+        return html.escape(str(value))
+
+    head = "".join(f'<th scope="col">{html.escape(str(c))}</th>' for c in frame.columns)
+    body = "".join(
+        f'<tr><th scope="row">{text(row[0])}</th>' + "".join(f"<td>{text(v)}</td>" for v in row[1:]) + "</tr>"
+        for row in frame.itertuples(index=False, name=None)
+    )
+    table = (
+        f'<table class="igsp-table"><caption>{html.escape(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    )
+    display(
+        {"text/html": table, "text/plain": frame.to_string(index=False)}, raw=True, metadata={"igsp": {"table": caption}}
+    )
+
+
+def heatmap(frame: pd.DataFrame, label: str, center: float | None = None, fmt: str = ".0f") -> Figure:
+    """Heatmap of a frame `[rows, columns]`; `label` names the colour scale."""
+    fig, axes = plt.subplots(figsize=(WIDTH, 0.32 * len(frame) + 1.5))
+    sns.heatmap(
+        frame, annot=True, fmt=fmt, cmap="vlag" if center is not None else "crest", center=center, linewidths=0.5,
+        cbar_kws={"label": label, "shrink": 0.8}, ax=axes, annot_kws={"size": 10},
+    )
+    axes.set(xlabel="", ylabel="")
+    axes.tick_params(axis="x", rotation=0, length=0)
+    axes.tick_params(axis="y", rotation=0, length=0)
+    fig.tight_layout()
+    return fig
+
+
+def rank_scatter(x: pd.Series, retention: pd.DataFrame, notes: dict[str, str], xlabel: str, log: bool = True) -> Figure:
+    """One small scatter per dimension, 2 x 2: a source per point, `notes[dimension]` (rho and p) as title."""
+    colours, shapes = palette(), markers()
+    fig, grid = plt.subplots(2, 2, figsize=(WIDTH, 5.2), sharex=True)
+    for axes, dimension in zip(grid.flat, DIMENSIONS, strict=True):
+        axes.scatter(x, retention[dimension], s=34, color=colours[dimension], marker=shapes[dimension], edgecolor="white")
+        axes.set_title(f"{dimension.capitalize()}\n{notes[dimension]}", color=colours[dimension])
+        if log:
+            axes.set_xscale("log")
+    fig.supxlabel(xlabel, fontsize=10.5)
+    fig.supylabel("retention (%)", fontsize=10.5)
+    fig.tight_layout()
+    return fig
+
+
+def bars(estimates: dict[str, dict[str, Estimate]], xlabel: str) -> Figure:
+    """Dot plot with intervals: one row per strategy, one mark per dimension and the total."""
+    colours, shapes = palette(), markers()
+    keys = list(next(iter(estimates.values())))
+    fig, axes = plt.subplots(figsize=(WIDTH, 0.62 * len(estimates) + 1.4))
+    offsets = np.linspace(-0.3, 0.3, len(keys))
+    for offset, key in zip(offsets, keys, strict=True):
+        rows = [e[key] for e in estimates.values()]
+        x = np.array([r.value for r in rows])
+        error = np.array([[r.value - r.low, r.high - r.value] for r in rows]).T
+        axes.errorbar(
+            x, np.arange(len(rows)) + offset, xerr=np.maximum(error, 0), fmt=shapes[key], color=colours[key], ms=5.5,
+            capsize=2, lw=1.2, label=key.capitalize(),
+        )
+    axes.set(yticks=range(len(estimates)), yticklabels=list(estimates), xlabel=xlabel)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    for edge in np.arange(0.5, len(estimates) - 1):
+        axes.axhline(edge, color="#cccccc", lw=0.8)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.62 / fig.get_figheight()), ncol=3, frameon=False)
+    fig.tight_layout()
+    return fig
+
+
+def distributions(frame: pd.DataFrame, labels: dict[str, str], hue: pd.Series) -> Figure:
+    """Strip of every metric over the sources, standardised axis by axis, coloured by dimension."""
+    colours, shapes = palette(), markers()
+    fig, grid = plt.subplots(len(frame.columns), 1, figsize=(WIDTH, 0.85 * len(frame.columns) + 0.9))
+    for axes, metric in zip(np.atleast_1d(grid), frame.columns, strict=True):
+        for i, dimension in enumerate(DIMENSIONS):
+            values = frame.loc[hue == dimension, metric]
+            axes.scatter(
+                values, np.full(len(values), -i), color=colours[dimension], marker=shapes[dimension], s=36,
+                edgecolor="white", label=dimension.capitalize(),
+            )
+        axes.set(yticks=[], ylim=(-3.7, 0.7), ylabel="")
+        axes.set_title(labels[metric], loc="left", fontsize=10, fontweight="normal")
+    handles, names = np.atleast_1d(grid)[0].get_legend_handles_labels()
+    fig.legend(handles, names, loc="lower center", ncol=4, frameon=False, handletextpad=0.2, columnspacing=1.0)
+    fig.tight_layout(rect=(0, 0.45 / fig.get_figheight(), 1, 1))
+    return fig
+
+
+def spread_phrase(values: pd.Series) -> str:
+    """`from 41 (stdlib) to 70 (recipes)`: the ends of a series with their labels, for alternative texts."""
+    return f"from {values.min():.1f} ({values.idxmin()}) to {values.max():.1f} ({values.idxmax()})"
+
+
+def phrase(items: Iterable[tuple[str, float]], fmt: str = "{:+.2f}") -> str:
+    """`general +0.71, code -0.59`: names with values, for alternative texts."""
+    return ", ".join(f"{name} {fmt.format(value)}" for name, value in items)
+
+
+def annotate_points(axes: Axes, x: pd.Series, y: pd.Series) -> None:
+    """Writes each point's label beside it in small type."""
+    for label in x.index:
+        axes.annotate(str(label), (x[label], y[label]), xytext=(4, 3), textcoords="offset points", fontsize=8)

@@ -1,0 +1,244 @@
+"""The only file that knows the insides of transformers: find a decoder's blocks, capture their arguments, replay.
+
+Nothing is listed per model family. A block is replayed with exactly the arguments the model itself passed to
+that block (masks and rotary embeddings differ from layer to layer in many families).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from igsp.errors import UsageError
+
+MIN_COVERAGE = 0.9  # of the matrix weights of the blocks; below it the pruned model would be mostly dense
+
+
+@dataclass(frozen=True)
+class Block:
+    """One decoder block: position, name in the model, module, and its Linear layers by name inside the block."""
+
+    index: int
+    name: str
+    module: nn.Module
+    linears: dict[str, nn.Module]
+
+
+def weight_matrix(linear: nn.Module) -> Tensor:
+    """The weight as `[rows = outputs, columns = inputs]`, sharing memory (GPT-2's Conv1D stores the transpose)."""
+    weight = linear.weight
+    assert isinstance(weight, Tensor)
+    return weight.data.t() if isinstance(linear, Conv1D) else weight.data
+
+
+def find_blocks(model: PreTrainedModel) -> list[Block]:
+    """The decoder blocks: the outermost ModuleList that holds the most parameters.
+
+    Raises:
+        UsageError: no such list, no Linear in any block, or too small a share of the weights in Linear layers.
+    """
+    lists: dict[str, nn.ModuleList] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) and not any(name.startswith(f"{o}.") for o in lists):
+            lists[name] = module
+    if not lists:
+        raise UsageError(f"{type(model).__name__} has no list of decoder blocks that could be pruned")
+    prefix = max(lists, key=lambda name: sum(p.numel() for p in lists[name].parameters()))
+    blocks = [
+        Block(i, f"{prefix}.{i}", module, {n: m for n, m in module.named_modules() if isinstance(m, nn.Linear | Conv1D)})
+        for i, module in enumerate(lists[prefix])
+    ]
+    _check_coverage(model, blocks)
+    return blocks
+
+
+def coverage(blocks: Sequence[Block]) -> float:
+    """Share of the blocks' matrix weights (parameters of 2 or more dimensions) that lies in Linear layers."""
+    inside = sum(weight_matrix(linear).numel() for block in blocks for linear in block.linears.values())
+    total = sum(p.numel() for block in blocks for p in block.module.parameters() if p.ndim >= 2)
+    return inside / total if total else 0.0
+
+
+def _check_coverage(model: PreTrainedModel, blocks: Sequence[Block]) -> None:
+    share = coverage(blocks)
+    if share >= MIN_COVERAGE:
+        return
+    others = {f"{n} {list(p.shape)}" for n, p in blocks[-1].module.named_parameters() if p.ndim >= 3}
+    raise UsageError(
+        f"{type(model).__name__}: only {100 * share:.1f} % of the weights of its decoder blocks lie in Linear layers"
+        + (f" (the rest in fused parameters such as {', '.join(sorted(others)[:2])})" if others else "")
+        + ": mixture-of-experts models with fused experts are not supported, choose a dense decoder"
+    )
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a model passes to one block beside the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def to(self, device: torch.device) -> Call:
+        return Call(_move(self.args, device), _move(self.kwargs, device))
+
+
+def replay(block: Block, hidden: Tensor, call: Call) -> Tensor:
+    """The block's output hidden states `[batch, seqlen, width]` for the inputs `hidden` of the same shape."""
+    output = block.module(hidden, *call.args, **call.kwargs)
+    return output[0] if isinstance(output, tuple) else output
+
+
+class _Stop(Exception):
+    """Leaves a forward pass from inside a hook, once all that is needed was seen."""
+
+
+def first_inputs(model: PreTrainedModel, blocks: Sequence[Block], ids: Tensor) -> Tensor:
+    """Hidden states `[batch, seqlen, width]` that enter the first block for token ids `[batch, seqlen]`."""
+    seen: list[Tensor] = []
+
+    def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(args[0] if args else kwargs["hidden_states"])
+        raise _Stop
+
+    handle = blocks[0].module.register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        model.base_model(input_ids=ids, use_cache=False)
+    except _Stop:
+        pass
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+def capture_calls(model: PreTrainedModel, blocks: Sequence[Block], ids: Tensor) -> list[Call]:
+    """The arguments of every block for a batch shaped like `ids` `[batch, seqlen]`.
+
+    The model's own forward runs once with every block but the first answering at once with the first block's
+    output, so this costs one block and no more.
+
+    Raises:
+        UsageError: the arguments depend on the tokens, so that they cannot be replayed for other windows.
+    """
+    calls = _record_calls(model, blocks, ids)
+    probe = ids[:1]
+    ours, other = (_record_calls(model, blocks, tokens) for tokens in (probe, probe.flip(1)))
+    if not all(_equal((a.args, a.kwargs), (b.args, b.kwargs)) for a, b in zip(ours, other, strict=True)):
+        raise UsageError(
+            f"{type(model).__name__} passes its blocks arguments that depend on the text: "
+            "such decoders cannot be replayed block by block and are not supported"
+        )
+    return calls
+
+
+def _record_calls(model: PreTrainedModel, blocks: Sequence[Block], ids: Tensor) -> list[Call]:
+    calls: list[Call] = []
+    first: list[Any] = []
+    forward = blocks[0].module.forward
+
+    def record(*args: Any, **kwargs: Any) -> Any:
+        if args:
+            args = args[1:]
+        else:
+            hidden = kwargs.pop("hidden_states")
+        calls.append(Call(_without_cache(args), _without_cache(kwargs)))
+        return first[0]
+
+    def record_first(*args: Any, **kwargs: Any) -> Any:
+        first.append(forward(*args, **kwargs))
+        return record(*args, **kwargs)
+
+    with _answering(blocks, [record_first] + [record] * (len(blocks) - 1)):
+        model.base_model(input_ids=ids, use_cache=False)
+    return calls
+
+
+@contextmanager
+def _answering(blocks: Sequence[Block], answers: Sequence[Any]) -> Iterator[None]:
+    """Lets each block's forward be answered by a function for a while (attributes of the blocks stay readable)."""
+    try:
+        for block, answer in zip(blocks, answers, strict=True):
+            block.module.forward = answer
+        yield
+    finally:
+        for block in blocks:
+            block.module.__dict__.pop("forward", None)
+
+
+def watch(block: Block, hidden: Tensor, call: Call, see: Any, names: Sequence[str] | None = None,
+          stop: bool = False) -> Tensor | None:
+    """Replays a block and calls `see(name, x)` with the input `x` of each Linear just before it runs.
+
+    Args:
+        names: the Linear layers to watch; all by default.
+        stop: leave the forward pass as soon as all of them were seen (then nothing is returned).
+    """
+    waiting = set(names if names is not None else block.linears)
+    handles = []
+
+    def hook(name: str) -> Any:
+        def before(module: nn.Module, args: tuple[Any, ...]) -> None:
+            see(name, args[0])
+            waiting.discard(name)
+            if stop and not waiting:
+                raise _Stop
+
+        return before
+
+    try:
+        for name in sorted(waiting):
+            handles.append(block.linears[name].register_forward_pre_hook(hook(name)))
+        return replay(block, hidden, call)
+    except _Stop:
+        return None
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def shared_inputs(block: Block, hidden: Tensor, call: Call) -> list[list[str]]:
+    """Groups of Linear layers that read the same tensor (q/k/v, gate/up), in the order they run."""
+    groups: list[list[str]] = []
+    last: list[Tensor] = []
+
+    def see(name: str, x: Tensor) -> None:
+        if last and x is last[-1]:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+        last[:] = [x]
+
+    watch(block, hidden, call, see, stop=True)
+    return groups
+
+
+def _without_cache(value: Any) -> Any:
+    if isinstance(value, Cache):
+        return None
+    if isinstance(value, dict):
+        return {key: _without_cache(item) for key, item in value.items()}
+    return tuple(_without_cache(item) for item in value) if type(value) is tuple else value
+
+
+def _move(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _move(item, device) for key, item in value.items()}
+    return type(value)(_move(item, device) for item in value) if type(value) in (tuple, list) else value
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and a.shape == b.shape and bool((a == b).all())
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, tuple | list):
+        return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
+    return True

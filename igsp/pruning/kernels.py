@@ -1,0 +1,117 @@
+"""The two inner loops worth a special form: the Gram matrix and the column-by-column elimination.
+
+Every fast route has a plain twin here that it is tested against.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+CHUNK = 4096  # tokens cast to float32 at a time
+SUBBLOCK = 16  # columns eliminated one by one before the rest of the block is updated by one matrix product
+FEW_ROWS = 8192  # below this the columns are too short for a second thread to pay for its synchronisation
+
+
+@functools.cache
+def cpu_has_bf16() -> bool:
+    """Whether oneDNN multiplies bfloat16 natively on this CPU (AVX512-BF16 or AMX)."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, count))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def gram_route(x: Tensor) -> str:
+    """Name of the route `add_gram` takes for inputs like `x`.
+
+    It depends on device and dtype alone, not on a timing, so that a run repeats bit by bit.
+    """
+    if x.device.type != "cpu":
+        return "half-in-float-out" if x.dtype in (torch.bfloat16, torch.float16) else "float32"
+    return "bf16-products" if x.dtype == torch.bfloat16 and cpu_has_bf16() else "openblas"
+
+
+def add_gram(gram: Tensor, x: Tensor) -> None:
+    """`gram += x.T @ x` in float32 for `x` `[tokens, columns]` of any float dtype, in place.
+
+    `bf16-products`: the inputs are bfloat16 already, so oneDNN may multiply them as bfloat16 and add up in
+    float32; no input is rounded, only the order of summation differs from a float32 product.
+    `half-in-float-out`: the same on an accelerator. `openblas`: numpy's BLAS, which on many processors is
+    faster than the one torch links.
+    """
+    route = gram_route(x)
+    if route == "half-in-float-out":
+        torch.addmm(gram, x.t(), x, out_dtype=torch.float32, out=gram)
+    elif route == "float32":
+        gram.addmm_(x.t(), x)
+    else:
+        for chunk in x.split(CHUNK):
+            part = chunk.float()
+            if route == "bf16-products":
+                with matmul_precision("medium"):
+                    gram.addmm_(part.t(), part)
+            else:
+                gram += torch.from_numpy(part.numpy().T @ part.numpy())
+
+
+def solve_block(block: Tensor, upper: Tensor, mask: Tensor, pattern: tuple[int, int] | None) -> Tensor:
+    """Eliminates one block of columns; returns the scaled errors `[columns, rows]` for the columns to the right.
+
+    Args:
+        block: float32 `[columns, rows]`, a slice of W^T, changed in place: compensated, zero where pruned.
+        upper: float32 `[columns, columns]`, the diagonal block of the factor of H^-1.
+        mask: bool `[columns, rows]`, True where to prune; for an N:M `pattern` (keep, group) it is chosen here,
+            group by group, from the compensated weights, and written.
+    """
+    return solve_block_plain(block, upper, mask, pattern)
+
+
+def solve_block_plain(block: Tensor, upper: Tensor, mask: Tensor, pattern: tuple[int, int] | None) -> Tensor:
+    """`solve_block` in plain torch: two small operations per column, one matrix product per sub-block."""
+    columns, rows = block.shape
+    errors = torch.empty_like(block)
+    inverse_diagonal = upper.diagonal().reciprocal()[:, None]
+    width = pattern[1] if pattern else SUBBLOCK
+    with threads(1 if rows < FEW_ROWS else torch.get_num_threads()):
+        for start in range(0, columns, width):
+            stop = min(start + width, columns)
+            if start:
+                block[start:stop].addmm_(upper[:start, start:stop].t(), errors[:start], alpha=-1)
+            if pattern:
+                score = (block[start:stop] * inverse_diagonal[start:stop]).square_()
+                mask[start:stop] = smallest_along_columns(score, pattern[1] - pattern[0])
+            share = mask[start:stop] * inverse_diagonal[start:stop]
+            for j in range(start, stop):
+                torch.mul(block[j], share[j - start], out=errors[j])
+                if j + 1 < stop:
+                    block[j + 1 : stop].addr_(upper[j, j + 1 : stop], errors[j], alpha=-1)
+    block.masked_fill_(mask, 0)
+    return errors
+
+
+def smallest_along_columns(score: Tensor, count: int) -> Tensor:
+    """Mask of the `count` smallest of each of the columns of a small `[group, rows]` tensor, ties to the first."""
+    order = score.sort(dim=0, stable=True).indices[:count]
+    return torch.zeros_like(score, dtype=torch.bool).scatter_(0, order, True)

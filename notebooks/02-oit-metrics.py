@@ -1,0 +1,136 @@
+# ---
+# jupyter:
+#   igsp:
+#     needs: []
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # What is in a calibration set? Eleven measures of information
+#
+# **What you will learn.** How Objective Information Theory (OIT) describes a set of texts by numbers, which of these
+# numbers can be computed for calibration windows, and how they differ between sources.
+#
+# **Which claim this answers.** None by itself: it produces the quantities that the paper correlates with retention.
+# Only two of the paper's metrics are named in public, calibration perplexity and 4-gram aggregation; every formula here is
+# **our definition** of the OIT quantity it stands for.
+
+# %% tags=["parameters"]
+profile: str = "quick"  # scale profile; it gives every value below that is None
+model: str | None = None  # alias, hub id or local folder
+method: str | None = None  # sparsegpt, wanda or magnitude
+sparsity: float | None = None  # share of weights set to zero, in [0, 1)
+n: int | None = None  # calibration windows per strategy
+seqlen: int | None = None  # tokens per window
+draws: int | None = None  # independent calibration sets per strategy
+seed: int | None = None  # first random stream
+
+# %%
+import pandas as pd
+
+from igsp import figures
+from igsp.information import CORRELATED, METRICS
+from igsp.sources import catalogue
+from igsp.study import Study
+
+figures.use_style()
+study = Study(
+    profile, model=model, method=method, sparsity=sparsity, n=n, seqlen=seqlen, draws=draws, seed=seed
+)
+figures.show_table(study.describe(), "Settings of this run")
+
+# %% [markdown]
+# ## The metrics
+#
+# OIT names eleven quantities. *Delay*, *duration* and *sampling rate* speak of time and are not defined for static
+# text; *volume* is constant here because every set has the same number of tokens.
+
+# %%
+figures.show_table(
+    pd.DataFrame({"metric": list(METRICS), "OIT quantity and our definition": list(METRICS.values()),
+                  "correlated": ["yes" if m in CORRELATED else "no" for m in METRICS]}),
+    "OIT metrics of a calibration set",
+)
+
+# %% [markdown]
+# Two of them carry the argument. *Calibration perplexity* is $\exp$ of the dense model's mean loss per token on
+# exactly the calibration windows: how surprising the text is to the model. *4-gram aggregation* is
+#
+# $$ A_4 = 1 - \frac{\text{distinct 4-grams}}{\text{all 4-grams}}, $$ (eq-a4)
+#
+# counted in the model's tokens and within windows: the share of 4-gram occurrences that repeat an earlier one.
+
+# %%
+info = study.information(study.settings.sources)
+dimension = pd.Series({name: catalogue()[name].dimension for name in info.index})
+shown = info[list(CORRELATED)].copy()
+shown.insert(0, "source", shown.index)
+figures.show_table(shown, "OIT metrics of each source", digits=3)
+
+# %% [markdown]
+# ## How they are distributed
+#
+# A metric that does not vary between sources cannot explain anything; one that only separates the four families
+# cannot be told apart from the family itself.
+
+# %%
+labels = {m: METRICS[m].split(":")[0] + f" ({m})" for m in CORRELATED}
+figures.show(
+    figures.distributions(info[list(CORRELATED)], labels, dimension),
+    alt=f"Seven strips, one per metric, a mark per source. Calibration perplexity runs "
+    f"{figures.spread_phrase(info.calibration_perplexity)}; aggregation "
+    f"from {info.aggregation_4.min():.2f} ({info.aggregation_4.idxmin()}) to {info.aggregation_4.max():.2f} ({info.aggregation_4.idxmax()}).",
+    caption="Each metric over the sources, one row of marks per dimension. Perplexity is highest for "
+    f"{info.calibration_perplexity.idxmax()} and lowest for {info.calibration_perplexity.idxmin()}.",
+    name="fig-oit-distributions",
+)
+
+# %% [markdown]
+# ## How they depend on each other
+#
+# Metrics that rank the sources alike carry one piece of evidence between them, not several.
+
+# %%
+ranks = info[list(CORRELATED)].corr(method="spearman")
+short = [m.replace("calibration_", "").replace("aggregation_4", "A4") for m in ranks]
+ranks.index, ranks.columns = short, short
+with_perplexity = ranks["perplexity"].drop("perplexity")
+figures.show(
+    figures.heatmap(ranks, "Spearman's rho", center=0.0, fmt=".2f"),
+    alt="Rank correlation between metrics over the sources; with perplexity: " + figures.phrase(with_perplexity.items()) + ".",
+    caption="Rank correlation between the metrics. Next to perplexity stands "
+    f"{with_perplexity.abs().idxmax()} ($\\rho = {with_perplexity[with_perplexity.abs().idxmax()]:+.2f}$).",
+    name="fig-oit-correlation",
+)
+
+# %%
+families = info.groupby(dimension)[["calibration_perplexity", "aggregation_4"]].median()
+values = {f"oit/{d}/perplexity": {"value": families.calibration_perplexity[d], "digits": 1} for d in families.index}
+values |= {f"oit/{d}/a4": {"value": families.aggregation_4[d], "digits": 3} for d in families.index}
+study.store.publish("02-oit-metrics", values)
+
+# %% [markdown]
+# ## What it means, and what it does not
+#
+# The median calibration perplexity is {result}`oit/general/perplexity` for general sources,
+# {result}`oit/commonsense/perplexity` for commonsense, {result}`oit/code/perplexity` for code and
+# {result}`oit/math/perplexity` for math. Where families differ this much, a correlation between perplexity and
+# retention is in part a difference between families: keep that in mind in {doc}`03-spearman`.
+#
+# Perplexity is measured by the very model that is pruned. Text that was in its training data looks easy to it.
+#
+# ## Exercises
+#
+# 1. ★ A set repeats one window sixteen times. What are its $A_4$, its scope and its entropy? Check with
+#    `igsp.information.aggregation`.
+# 2. ★★ Show that $A_1 \ge A_2 \ge A_3 \ge A_4$ need not hold exactly when windows are short. When does it?
+# 3. ★★★ Variety and entropy both measure diversity. Construct two sets that they rank in opposite order.

@@ -1,0 +1,123 @@
+# ---
+# jupyter:
+#   igsp:
+#     needs: [01-source-profiling, 02-oit-metrics, 03-spearman, 04-uniform-mix, 05-igsp, 06-baselines]
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Leaderboard: every strategy on one page
+#
+# **What you will learn.** How all calibration strategies compare in total, in their weakest dimension and in accuracy, and
+# how sure one can be of the order.
+#
+# **Which claim this answers.** The paper's summary: the uniform multi-source mix is best among sets of real text, and IGSP is
+# best among self-written ones {cite}`xu2026calibration`.
+
+# %% tags=["parameters"]
+profile: str = "quick"  # scale profile; it gives every value below that is None
+model: str | None = None  # alias, hub id or local folder
+method: str | None = None  # sparsegpt, wanda or magnitude
+sparsity: float | None = None  # share of weights set to zero, in [0, 1)
+n: int | None = None  # calibration windows per strategy
+seqlen: int | None = None  # tokens per window
+draws: int | None = None  # independent calibration sets per strategy
+seed: int | None = None  # first random stream
+
+# %%
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from igsp import figures
+from igsp.study import Study, frame
+
+figures.use_style()
+study = Study(
+    profile, model=model, method=method, sparsity=sparsity, n=n, seqlen=seqlen, draws=draws, seed=seed
+)
+figures.show_table(study.describe(), "Settings of this run")
+
+# %% [markdown]
+# ## Totals with intervals
+
+# %%
+dense = study.dense()
+results = study.run(study.strategies)
+kept = study.retentions(results)
+table = frame(kept).sort_values("total", ascending=False)
+kinds = {name: study.strategies[name].kind for name in table.index}
+
+# %%
+colours = {"source": "#777777", "mix": "#4477AA", "protocol": "#AA3377"}
+shapes = {"source": "o", "mix": "s", "protocol": "D"}
+fig, axes = plt.subplots(figsize=(figures.WIDTH, 0.3 * len(table) + 1.2))
+for place, name in enumerate(table.index):
+    e, kind = kept[name].total, kinds[name]
+    axes.errorbar(e.value, place, xerr=[[max(0, e.value - e.low)], [max(0, e.high - e.value)]], fmt=shapes[kind],
+                  color=colours[kind], capsize=2, label={"source": "single source", "protocol": "self-written"}.get(kind, kind))
+axes.set(yticks=range(len(table)), yticklabels=table.index, xlabel="total retention (%), 95 % interval")
+axes.invert_yaxis()
+handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=False))
+axes.legend(handles.values(), handles, loc="lower right")
+figures.show(
+    fig,
+    alt=f"Total retention of {len(table)} strategies with intervals. First: "
+    + figures.phrase(table.total.head(3).items(), "{:.1f} %") + f"; last: {table.index[-1]} {table.total.iloc[-1]:.1f} %.",
+    caption=f"Total retention of every strategy. {table.index[0]} leads with {table.total.iloc[0]:.1f} %; "
+    f"the uniform mix is number {list(table.index).index('uniform') + 1} of {len(table)}.",
+    name="fig-leaderboard",
+)
+
+# %% [markdown]
+# ## The whole table
+#
+# *Minimum* is the weakest of the four dimensions. *Accuracy* is retention of the multiple-choice accuracies, whose
+# resolution at this scale is low; *above chance* corrects it for guessing: $100 \cdot (\text{pruned} - \text{chance}) /
+# (\text{dense} - \text{chance})$.
+
+# %%
+accuracy = study.retentions(results, "accuracy")
+board = table.copy()
+board.insert(0, "strategy", board.index)
+board["accuracy"] = [accuracy[name].total.value for name in board.index]
+board["above chance"] = [pd.Series(accuracy[name].corrected).mean() for name in board.index]
+figures.show_table(board, "Leaderboard: retention in percent of the dense model", digits=1)
+
+# %% [markdown]
+# ## Do the two measures agree?
+
+# %%
+agreement = board[["total", "accuracy"]].corr(method="spearman").iloc[0, 1]
+seconds = pd.Series({r.strategy: sum(r.record.metrics["seconds"].values()) for r in results})
+leader = board.index[0]
+values = {
+    "leaderboard/first": {**vars(kept[leader].total), "unit": "%", "label": leader},
+    "leaderboard/agreement": {"value": agreement, "digits": 2, "n": len(board)},
+    "leaderboard/cells": {"value": len(results), "digits": 0},
+    "leaderboard/seconds-per-cell": {"value": seconds.median(), "unit": "s", "digits": 0},
+}
+study.store.publish("07-leaderboard", values)
+print(f"Rank correlation of likelihood and accuracy retention over {len(board)} strategies: {agreement:+.2f}")
+print(f"Median time of a cell (prune and score): {seconds.median():.0f} s on {study.lm.device.type}")
+
+# %% [markdown]
+# ## What it means, and what it does not
+#
+# {result}`leaderboard/first:interval` is the best total of {result}`leaderboard/cells` cells. Neighbours on this board
+# overlap; trust differences that were paired ({doc}`04-uniform-mix`, {doc}`06-baselines`), not ranks. The two measures
+# rank the strategies with a correlation of {result}`leaderboard/agreement`.
+#
+# ## Exercises
+#
+# 1. ★ Sort the board by *minimum* instead of *total*. Which strategy moves most, and why?
+# 2. ★★ Re-run at `-p method wanda`. Wanda never updates a weight. Is its board flatter or steeper?
+# 3. ★★★ Reduce four dimensions to one number in another way than their mean. Defend it to somebody who needs code.

@@ -1,0 +1,86 @@
+"""Rank correlation: against scipy, by enumeration, and at its edges."""
+
+from itertools import permutations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from igsp.correlation import holm, spearman, spearman_table
+from igsp.errors import UsageError
+
+
+def test_rho_is_scipys_with_ties():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        x, y = rng.integers(0, 6, 15), rng.normal(size=15)
+        if np.ptp(x):
+            assert spearman(x, y, resamples=99).rho == pytest.approx(stats.spearmanr(x, y).statistic)
+
+
+def test_small_n_gives_the_exact_permutation_p():
+    x, y = np.array([1.0, 2, 3, 4, 5]), np.array([2.0, 1, 4, 3, 5])
+    observed = abs(stats.spearmanr(x, y).statistic)
+    every = [abs(stats.spearmanr(x, p).statistic) for p in permutations(y)]
+    exact = np.mean(np.array(every) >= observed - 1e-12)
+    assert spearman(x, y).p == pytest.approx(exact)
+
+
+def test_p_agrees_with_the_t_approximation_at_15_points():
+    rng = np.random.default_rng(3)
+    x = np.arange(15.0)
+    y = x + rng.normal(scale=6, size=15)
+    assert spearman(x, y).p == pytest.approx(stats.spearmanr(x, y).pvalue, abs=0.01)
+
+
+def test_interval_covers_the_true_value_about_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    normal = rng.multivariate_normal([0, 0], [[1, 0.6], [0.6, 1]], size=(60, 30))
+    true = 6 / np.pi * np.arcsin(0.3)  # Spearman's rho of a bivariate normal with correlation 0.6
+    inside = [s.low <= true <= s.high for s in (spearman(d[:, 0], d[:, 1], resamples=499) for d in normal)]
+    assert 0.85 <= np.mean(inside) <= 1.0
+
+
+def test_perfect_order_has_a_finite_interval():
+    found = spearman(np.arange(8.0), np.arange(8.0) ** 3)
+    assert found.rho == pytest.approx(1.0)
+    assert found.low <= found.rho <= found.high + 1e-12
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_holm_by_its_definition(p):
+    """Adjusted p is the smallest level at which the step-down procedure rejects."""
+    adjusted = holm(np.array(p))
+    assert (adjusted >= np.array(p) - 1e-15).all() and (adjusted <= 1).all()
+    for alpha in (0.01, 0.05, 0.3):
+        order, rejected = np.argsort(p, kind="stable"), set()
+        for step, index in enumerate(order):
+            if p[index] > alpha / (len(p) - step):
+                break
+            rejected.add(int(index))
+        clear = np.abs(adjusted - alpha) > 1e-9
+        assert {int(i) for i in np.flatnonzero((adjusted <= alpha) & clear)} == {i for i in rejected if clear[i]}
+
+
+def test_table_leaves_constant_metrics_out_and_corrects_over_all_rows():
+    rng = np.random.default_rng(0)
+    sources = [f"s{i}" for i in range(12)]
+    metrics = pd.DataFrame({"a": rng.normal(size=12), "constant": 1.0}, index=sources)
+    kept = pd.DataFrame({"general": rng.normal(size=12), "code": rng.normal(size=12)}, index=sources[::-1])
+    table = spearman_table(metrics, kept)
+    assert list(table.metric.unique()) == ["a"] and len(table) == 2
+    aligned = kept.loc[sources]
+    assert table.rho[0] == pytest.approx(stats.spearmanr(metrics.a, aligned.general).statistic)
+    assert table.p_holm.to_numpy() == pytest.approx(holm(table.p.to_numpy()))
+
+
+@pytest.mark.parametrize("x, y", [
+    ([1, 2, 3], [1, 2, 3]), ([1, 1, 1, 1], [1, 2, 3, 4]), ([1, 2, np.nan, 4], [1, 2, 3, 4]), ([1, 2, 3, 4], [1, 2, 3]),
+])
+def test_bad_input_is_refused(x, y):
+    with pytest.raises(UsageError):
+        spearman(np.array(x), np.array(y))

@@ -1,0 +1,93 @@
+"""Retention: its formulas, its intervals, and that differences are paired."""
+
+import numpy as np
+import pytest
+
+from igsp.errors import UsageError
+from igsp.evaluation import Scores, TaskScore
+from igsp.retention import difference, retention
+
+
+def bpb(dimension, bits, size=100.0):
+    items = tuple((float(b), size) for b in bits)
+    value = sum(bits) / (size * len(bits))
+    return TaskScore(f"{dimension}_text", dimension, "bits_per_byte", value, len(bits), 0.01, None, False, items)
+
+
+def acc(dimension, right, chance=0.25):
+    items = tuple((float(r),) for r in right)
+    return TaskScore(f"{dimension}_choice", dimension, "acc", float(np.mean(right)), len(right), 0.01, chance, True, items)
+
+
+def scores(*tasks):
+    return Scores("toy", "toy", tasks)
+
+
+DENSE = scores(bpb("general", [80.0, 120.0]), bpb("code", [50.0, 50.0]), acc("general", [1, 1, 1, 0]), acc("code", [1, 1, 0, 0]))
+
+
+def test_likelihood_retention_is_dense_over_pruned_bits():
+    pruned = scores(bpb("general", [160.0, 240.0]), bpb("code", [100.0, 150.0]))
+    kept = retention(pruned, DENSE)
+    assert kept.dimensions["general"].value == pytest.approx(50.0)
+    assert kept.dimensions["code"].value == pytest.approx(40.0)
+    assert kept.total.value == pytest.approx(45.0)
+    assert kept.minimum.value == pytest.approx(40.0)
+
+
+def test_accuracy_retention_and_its_chance_corrected_variant():
+    pruned = scores(acc("general", [1, 1, 0, 0]), acc("code", [1, 0, 0, 0]))
+    kept = retention(pruned, DENSE, "accuracy")
+    assert kept.dimensions["general"].value == pytest.approx(100 * 0.5 / 0.75)
+    assert kept.corrected["general"] == pytest.approx(100 * (0.5 - 0.25) / (0.75 - 0.25))
+    assert kept.corrected["code"] == pytest.approx(0.0)
+
+
+def test_the_dense_model_keeps_everything_with_no_width():
+    kept = retention(DENSE, DENSE)
+    for estimate in kept.estimates().values():
+        assert (estimate.value, estimate.low, estimate.high) == pytest.approx((100, 100, 100))
+
+
+def test_mean_over_draws_and_wider_interval_from_their_spread():
+    rng = np.random.default_rng(0)
+    base = rng.uniform(50, 100, 40)
+    dense = scores(bpb("general", base))
+    same = [scores(bpb("general", base * 2)) for _ in range(3)]
+    apart = [scores(bpb("general", base * f)) for f in (1.6, 2.0, 2.6)]
+    narrow, wide = retention(same, dense).total, retention(apart, dense).total
+    assert narrow.value == pytest.approx(50)
+    assert wide.value == pytest.approx(100 / 3 * (1 / 1.6 + 1 / 2.0 + 1 / 2.6))
+    assert wide.high - wide.low > narrow.high - narrow.low + 1
+
+
+def test_differences_are_paired_over_items():
+    """Two prunings that differ by a constant factor on noisy items: the paired interval is far narrower."""
+    rng = np.random.default_rng(0)
+    base, damage = rng.uniform(20, 200, 60), rng.uniform(1.2, 3.0, 60)
+    dense = scores(bpb("general", base))
+    a, b = scores(bpb("general", base * damage)), scores(bpb("general", base * damage * 1.05))
+    gap = difference(a, b, dense)["total"]
+    alone = retention(a, dense).total
+    assert gap.value == pytest.approx(alone.value - retention(b, dense).total.value)
+    assert gap.low > 0 and (gap.high - gap.low) < 0.2 * (alone.high - alone.low)
+
+
+def test_interval_has_about_the_width_that_theory_gives():
+    rng = np.random.default_rng(0)
+    right = rng.random(400) < 0.6
+    dense = scores(acc("general", np.ones(400)))
+    estimate = retention(scores(acc("general", right)), dense, "accuracy").total
+    expected = 100 * 2 * 1.96 * np.sqrt(right.mean() * (1 - right.mean()) / 400)
+    assert estimate.high - estimate.low == pytest.approx(expected, rel=0.15)
+
+
+def test_bad_input():
+    with pytest.raises(UsageError, match="share no task"):
+        retention(scores(acc("general", [1, 0])), scores(bpb("general", [1.0, 2.0])), "accuracy")
+    with pytest.raises(UsageError, match="items"):
+        retention(scores(bpb("general", [1.0])), DENSE)
+    with pytest.raises(UsageError, match="measure"):
+        retention(DENSE, DENSE, "speed")
+    with pytest.raises(UsageError, match="as many draws"):
+        difference([DENSE, DENSE], [DENSE], DENSE)
