@@ -10,7 +10,9 @@ capability is what carries over to text that no source favours.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -169,6 +171,29 @@ def task_folders(suite: Suite) -> list[Path]:
     return [suite.folder, _catalog_folder("tasks")]
 
 
+def suite_sha256(suite: str | Path = "quick") -> str:
+    """SHA-256 of what a suite measures: its lines, its task files and the items they take from this package."""
+    from igsp import harness  # imports lm-eval, which takes seconds
+
+    loaded = load_suite(suite)
+    parts = [[asdict(task), harness.task_sha256(task.task, task_folders(loaded), task.limit)] for task in loaded.tasks]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def heldout_texts(suite: str | Path = "quick") -> dict[str, list[str]]:
+    """Texts per dimension that the suite scores in bits per byte."""
+    from igsp import harness  # imports lm-eval, which takes seconds
+
+    loaded = load_suite(suite)
+    texts: dict[str, list[str]] = {}
+    for entry in loaded.tasks:
+        if entry.metric == BITS_PER_BYTE:
+            task = harness.load_task(entry.task, task_folders(loaded))
+            found = [task.doc_to_target(row) for row in list(task.eval_docs)[: entry.limit]]
+            texts.setdefault(entry.dimension, []).extend(found)
+    return texts
+
+
 def evaluate(
     lm: LanguageModel, suite: str | Path = "quick", tasks: Sequence[str] | None = None, limit: int | None = None,
     batch_size: int | None = None, progress: bool = True,
@@ -222,7 +247,7 @@ def _task_score(task: SuiteTask, results: list[dict[str, Any]]) -> TaskScore:
         raise UnknownName(f"metric of task '{task.task}':", task.metric, results[0]["metrics"])
     values = [result[task.metric] for result in results]
     if task.metric == BITS_PER_BYTE:
-        items = tuple((-nats / math.log(2), float(size)) for nats, size in values)
+        items: tuple[tuple[float, ...], ...] = tuple((-nats / math.log(2), float(size)) for nats, size in values)
         value, stderr = ratio_with_stderr(np.array(items))
     else:
         items = tuple((float(value),) for value in values)

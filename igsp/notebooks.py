@@ -111,7 +111,7 @@ def sync(found: Sequence[Notebook]) -> list[Path]:
             cell["id"] = f"cell-{index:02d}"  # stable ids: the same source gives the same file
         target = notebook.source.with_suffix(".ipynb")
         with whole_or_nothing(target) as temporary:
-            jupytext.write(node, temporary, fmt="ipynb")
+            temporary.write_text(jupytext.writes(node, fmt="ipynb"), encoding="utf8")
         written.append(target)
     return written
 
@@ -139,9 +139,13 @@ def check_parameters(found: Sequence[Notebook], profile: str, given: Mapping[str
 
 
 def _fits(value: Any, type_name: str) -> bool:
-    kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "str": (str,), "bool": (bool,), "None": (type(None),)}
-    allowed = tuple(kind for part in type_name.split("|") for kind in kinds.get(part.strip(), (object,)))
-    return isinstance(value, allowed) and not (isinstance(value, bool) and bool not in allowed and object not in allowed)
+    """Whether a value has a parameter's type, as written: `int`, `Optional[float]`, ... (whole numbers are floats too)."""
+    kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "str": (str,), "bool": (bool,)}
+    optional = type_name.removeprefix("Optional[").removesuffix("]")
+    if value is None:
+        return optional != type_name
+    allowed = kinds.get(optional, (object,))
+    return isinstance(value, allowed) and (not isinstance(value, bool) or optional in ("bool", "Any"))
 
 
 class IpcKernelManager(AsyncKernelManager):

@@ -189,14 +189,14 @@ def whole_files(
 
 
 def _pieces(text: str, size: int) -> Iterator[str]:
-    piece = ""
+    held: list[str] = []
     for paragraph in text.split("\n\n"):
-        piece += ("\n\n" if piece else "") + paragraph
-        if len(piece) >= size:
+        held.append(paragraph)
+        if len(piece := "\n\n".join(held)) >= size:
             yield piece
-            piece = ""
-    if piece:
-        yield piece
+            held = []
+    if held:
+        yield "\n\n".join(held)
 
 
 def literal_dict(files: Files, members: list[str]) -> list[Text]:

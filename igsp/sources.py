@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from igsp.assets import cache_dir, catalog, whole_or_nothing, wheels
+from igsp.assets import cache_dir, catalog, wheels, whole_or_nothing
 from igsp.errors import AssetError, UnknownName, UsageError
 from igsp.readers import READERS, Files, installed_files, wheel_files
 

@@ -8,6 +8,7 @@ shares it, and several processes that ask at the same time divide the missing on
 from __future__ import annotations
 
 import copy
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -21,21 +22,32 @@ import yaml
 from tqdm import tqdm
 
 from igsp import protocols
-from igsp.assets import cache_dir
+from igsp.assets import cache_dir, catalog
 from igsp.calibration import CalibrationSet, mix, sample
 from igsp.errors import UnknownName, UsageError
 from igsp.evaluation import Scores, evaluate, heldout_texts, suite_sha256
 from igsp.information import profile as oit_profile
 from igsp.information import reference_counts
 from igsp.models import LanguageModel, load_model
-from igsp.pruning.driver import METHODS, prune
+from igsp.protocols import CandidatePool, Selection
+from igsp.pruning.driver import prune
+from igsp.pruning.solvers import SOLVERS
 from igsp.retention import Retention, retention
 from igsp.sources import catalogue
-from igsp.store import Record, Stopwatch, Store, key_of, now, provenance, repository_root, versions
+from igsp.store import Record, Stopwatch, Store, key_of, now, package_sha256, provenance, repository_root, versions
 
 PROTOCOLS: dict[str, Callable[..., CalibrationSet]] = {
-    "self-cal": protocols.self_cal, "sgs": protocols.sgs,
-    "igsp": protocols.igsp, "igsp-thirds": protocols.igsp,
+    "self-cal": protocols.self_cal,
+    "sgs": protocols.sgs,
+    "igsp": protocols.igsp,
+}
+# Rules that choose n windows from one pool of candidates: (pool, model, n, seed, **options) -> Selection.
+RULES: dict[str, Callable[..., Selection]] = {
+    "igsp": lambda pool, lm, n, seed, **options: protocols.select(pool, n, seed=seed, progress=False, **options),
+    "random": lambda pool, lm, n, seed: protocols.random_choice(pool, n, seed),
+    "lowest-perplexity": lambda pool, lm, n, seed: protocols.lowest_perplexity(pool, n),
+    "lexical-diversity": lambda pool, lm, n, seed: protocols.lexical_diversity(pool, lm, n),
+    "activation-k-means": lambda pool, lm, n, seed: protocols.activation_kmeans(pool, lm, n, seed, progress=False),
 }
 
 
@@ -61,6 +73,8 @@ class Settings:
     uniform: dict[str, float]
     web: str
     protocols: dict[str, dict[str, Any]] = field(default_factory=dict)
+    pool: dict[str, Any] = field(default_factory=dict)
+    selections: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def profiles() -> list[str]:
@@ -85,7 +99,7 @@ def settings(profile: str = "quick", **overrides: Any) -> Settings:
     for key in values:
         if key not in known:
             raise UnknownName(f"setting ({name})", key, known)
-    missing = known - set(values) - {"protocols"}
+    missing = known - set(values) - {"protocols", "pool", "selections"}
     if missing:
         raise UsageError(f"{name}: missing {', '.join(sorted(missing))}")
     checked = Settings(profile=profile, **(values | {"sources": tuple(values["sources"])}))
@@ -101,8 +115,8 @@ def _check(s: Settings, name: str) -> None:
     def whole(value: object) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
 
-    if s.method not in METHODS:
-        raise UnknownName("method", s.method, METHODS)
+    if s.method not in SOLVERS:
+        raise UnknownName("method", s.method, SOLVERS)
     need("sparsity", isinstance(s.sparsity, (int, float)) and 0 <= s.sparsity < 1, "in [0, 1)")
     for key in ("n", "seqlen", "draws"):
         need(key, whole(getattr(s, key)) and getattr(s, key) >= 1, "a whole number of at least 1")
@@ -114,11 +128,14 @@ def _check(s: Settings, name: str) -> None:
     for protocol in s.protocols:
         if protocol not in PROTOCOLS:
             raise UnknownName("protocol", protocol, PROTOCOLS, f"({name})")
+    for options in s.selections.values():
+        if options.get("rule") not in RULES:
+            raise UnknownName("selection rule", str(options.get("rule")), RULES, f"({name})")
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """A way to choose calibration text: `kind` is source, mix or protocol."""
+    """A way to choose calibration text: `kind` is source, mix, protocol or selection (from the pool)."""
 
     name: str
     kind: str
@@ -148,6 +165,7 @@ class Study:
         self.settings = settings(profile, **overrides)
         self.store = Store(store or repository_root() / "book" / "results" / profile)
         self._calibrations: dict[tuple[str, int], CalibrationSet] = {}
+        self._pools: dict[int, CandidatePool] = {}
 
     @cached_property
     def lm(self) -> LanguageModel:
@@ -162,6 +180,7 @@ class Study:
         every += [Strategy("uniform", "mix", {"weights": dict(s.uniform)})]
         every += [Strategy("all-sources", "mix", {"weights": {source: 1 for source in s.sources}})]
         every += [Strategy(name, "protocol", {"protocol": name, **options}) for name, options in s.protocols.items()]
+        every += [Strategy(name, "selection", dict(options)) for name, options in s.selections.items()]
         return {strategy.name: strategy for strategy in every}
 
     def calibration(self, name: str, draw: int = 0) -> CalibrationSet:
@@ -182,18 +201,49 @@ class Study:
             return sample(strategy.detail["source"], self.lm.tokenizer, s.n, s.seqlen, stream)
         if strategy.kind == "mix":
             return mix(strategy.detail["weights"], self.lm.tokenizer, s.n, s.seqlen, stream)
+        if strategy.kind == "selection":
+            return self.selection(strategy.name, draw).calibration
         options = {k: v for k, v in strategy.detail.items() if k != "protocol"}
-        spec = {"protocol": strategy.detail["protocol"], "options": options, "n": s.n, "seqlen": s.seqlen, "seed": stream,
-                **self._numbers()}
-        key = key_of(spec)
-        folder = cache_dir() / "calibration" / key
-        with self.store.claim(f"calibration-{key}", wait=True):
-            if not (folder / "manifest.json").exists():
-                make = PROTOCOLS[strategy.detail["protocol"]]
-                made = make(self.lm, n=s.n, seqlen=s.seqlen, seed=stream, **options)
-                # The manifest is written last: a folder that has one is whole.
-                made.save(folder)
+        make = PROTOCOLS[strategy.detail["protocol"]]
+        folder = self._written(
+            {"protocol": strategy.detail["protocol"], **options}, stream,
+            lambda: make(self.lm, n=s.n, seqlen=s.seqlen, seed=stream, progress=False, **options),
+        )
         return CalibrationSet.load(folder)
+
+    def pool(self, draw: int = 0) -> CandidatePool:
+        """The candidates that the model wrote for a draw, screened; shared by every selection rule."""
+        if draw not in self._pools:
+            s, stream = self.settings, self.settings.seed + draw
+            folder = self._written(
+                {"pool": s.pool}, stream,
+                lambda: protocols.candidate_pool(self.lm, s.n, s.seqlen, stream, progress=False, **s.pool),
+            )
+            limits = {name: catalog("protocols")["igsp"][name]["value"] for name in ("drop_share", "loop_limit")}
+            self._pools[draw] = protocols.screen(CandidatePool.load(folder), **limits)
+        return self._pools[draw]
+
+    def selection(self, name: str, draw: int = 0) -> Selection:
+        """What a selection rule took from the pool, with its trace where it has one."""
+        options = dict(self._strategy(name).detail)
+        rule = RULES[options.pop("rule")]
+        return rule(self.pool(draw), self.lm, self.settings.n, self.settings.seed + draw, **options)
+
+    def _written(self, what: dict[str, Any], stream: int, write: Callable[[], Any]) -> Path:
+        """Cache folder of text that the model wrote; made once, by one process, and kept whole.
+
+        The key holds the package's hash: other code may write other text.
+        """
+        s = self.settings
+        key = key_of({**what, "n": s.n, "seqlen": s.seqlen, "seed": stream, "package": package_sha256(), **self._numbers()})
+        folder = cache_dir() / "written" / key
+        with self.store.claim(f"written-{key}", wait=True):
+            if not folder.exists():
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+                    write().save(Path(scratch) / "made")
+                    (Path(scratch) / "made").rename(folder)
+        return folder
 
     def _numbers(self) -> dict[str, Any]:
         """The part of every specification that is not the cell's own: model, suite, arithmetic, versions."""
@@ -268,7 +318,8 @@ class Study:
         pruned.model = copy.deepcopy(self.lm.model)
         with watch("prune"):
             report = prune(
-                pruned, calibration, method=s.method, sparsity=s.sparsity, pattern=s.pattern, order=s.order, progress=False
+                pruned, calibration, method=s.method, sparsity=None if s.pattern else s.sparsity, pattern=s.pattern,
+                order=s.order, progress=False,
             )
         with watch("evaluate"):
             scores = evaluate(pruned, s.suite, progress=False)
@@ -304,7 +355,7 @@ class Study:
 
     def describe(self) -> pd.DataFrame:
         """The settings as a two-column table."""
-        shown = {k: v for k, v in asdict(self.settings).items() if k not in ("sources", "protocols", "uniform")}
+        shown = {k: v for k, v in asdict(self.settings).items() if not isinstance(v, (dict, list, tuple))}
         shown |= {"sources": len(self.settings.sources), "uniform": " + ".join(self.settings.uniform)}
         return pd.DataFrame({"setting": list(shown), "value": [str(v) for v in shown.values()]})
 

@@ -27,15 +27,18 @@
 # over the first tokens. *SGS* {cite}`ji2025beware` starts from the first few tokens of encyclopaedic texts, samples with a
 # low temperature and a repetition penalty, and drops the fifth of the texts that surprises the model most.
 
+# %%
+from typing import Optional
+
 # %% tags=["parameters"]
 profile: str = "quick"  # scale profile; it gives every value below that is None
-model: str | None = None  # alias, hub id or local folder
-method: str | None = None  # sparsegpt, wanda or magnitude
-sparsity: float | None = None  # share of weights set to zero, in [0, 1)
-n: int | None = None  # calibration windows per strategy
-seqlen: int | None = None  # tokens per window
-draws: int | None = None  # independent calibration sets per strategy
-seed: int | None = None  # first random stream
+model: Optional[str] = None  # alias, hub id or local folder
+method: Optional[str] = None  # sparsegpt, wanda or magnitude
+sparsity: Optional[float] = None  # share of weights set to zero, in [0, 1)
+n: Optional[int] = None  # calibration windows per strategy
+seqlen: Optional[int] = None  # tokens per window
+draws: Optional[int] = None  # independent calibration sets per strategy
+seed: Optional[int] = None  # first random stream
 
 # %%
 import pandas as pd

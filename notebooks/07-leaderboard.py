@@ -23,15 +23,18 @@
 # **Which claim this answers.** The paper's summary: the uniform multi-source mix is best among sets of real text, and IGSP is
 # best among self-written ones {cite}`xu2026calibration`.
 
+# %%
+from typing import Optional
+
 # %% tags=["parameters"]
 profile: str = "quick"  # scale profile; it gives every value below that is None
-model: str | None = None  # alias, hub id or local folder
-method: str | None = None  # sparsegpt, wanda or magnitude
-sparsity: float | None = None  # share of weights set to zero, in [0, 1)
-n: int | None = None  # calibration windows per strategy
-seqlen: int | None = None  # tokens per window
-draws: int | None = None  # independent calibration sets per strategy
-seed: int | None = None  # first random stream
+model: Optional[str] = None  # alias, hub id or local folder
+method: Optional[str] = None  # sparsegpt, wanda or magnitude
+sparsity: Optional[float] = None  # share of weights set to zero, in [0, 1)
+n: Optional[int] = None  # calibration windows per strategy
+seqlen: Optional[int] = None  # tokens per window
+draws: Optional[int] = None  # independent calibration sets per strategy
+seed: Optional[int] = None  # first random stream
 
 # %%
 import matplotlib.pyplot as plt
@@ -54,7 +57,7 @@ dense = study.dense()
 results = study.run(study.strategies)
 kept = study.retentions(results)
 table = frame(kept).sort_values("total", ascending=False)
-kinds = {name: study.strategies[name].kind for name in table.index}
+kinds = {name: study.strategies[name].kind.replace("selection", "protocol") for name in table.index}
 
 # %%
 colours = {"source": "#777777", "mix": "#4477AA", "protocol": "#AA3377"}

@@ -21,7 +21,7 @@ FACTS = {"profile": "quick", "package": "p", "lock": "l", "model": "m", "data": 
 
 def write(folder, name, body, needs=""):
     header = f"# ---\n# jupyter:\n#   igsp:\n#     needs: [{needs}]\n#   kernelspec:\n#     name: python3\n#     display_name: Python 3\n#     language: python\n# ---\n"
-    cells = '\n# %% [markdown]\n# # Title\n\n# %% tags=["parameters"]\nprofile: str = "quick"  # scale\nsparsity: float | None = None  # share of zeros\nlabel: str = "x"  # any text\n\n# %%\n'
+    cells = '\n# %% [markdown]\n# # Title\n\n# %%\nfrom typing import Optional\n\n# %% tags=["parameters"]\nprofile: str = "quick"  # scale\nsparsity: Optional[float] = None  # share of zeros\nlabel: str = "x"  # any text\n\n# %%\n'
     (folder / f"{name}.py").write_text(header + cells + textwrap.dedent(body))
 
 
@@ -53,7 +53,7 @@ def test_runs_in_order_resolves_parameters_and_skips_what_is_up_to_date(checkout
     executed = nbformat.read(checkout / "book" / "notebooks" / "02-second.ipynb", as_version=4)
     assert executed.cells[-1].outputs[0].text == "hello 0.5\n"
     panel = {p["name"]: p for p in executed.metadata["igsp"]["parameters"]}
-    assert panel["sparsity"] == {"name": "sparsity", "type": "float | None", "default": None, "value": 0.5, "help": "share of zeros"}
+    assert panel["sparsity"] == {"name": "sparsity", "type": "Optional[float]", "default": None, "value": 0.5, "help": "share of zeros"}
     assert str(checkout) not in (checkout / "book" / "notebooks" / "02-second.ipynb").read_text()
     again = said(checkout, parameters={"sparsity": 0.5, "label": "hello"})
     assert again == [f"{n}: up to date" for n in ("01-first", "02-second", "03-third")]
@@ -68,7 +68,7 @@ def test_none_means_the_profiles_value(checkout):
 
 @pytest.mark.parametrize("parameters, error, message", [
     ({"sparsty": 0.5}, UnknownName, "sparsity"),
-    ({"sparsity": "much"}, UsageError, "must be float"),
+    ({"sparsity": "much"}, UsageError, r"must be Optional\[float\]"),
     ({"sparsity": 1.0}, UsageError, r"in \[0, 1\)"),
     ({"label": 3}, UsageError, "must be str"),
     ({"label": True}, UsageError, "must be str"),

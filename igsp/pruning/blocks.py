@@ -51,10 +51,12 @@ def find_blocks(model: PreTrainedModel) -> list[Block]:
     if not lists:
         raise UsageError(f"{type(model).__name__} has no list of decoder blocks that could be pruned")
     prefix = max(lists, key=lambda name: sum(p.numel() for p in lists[name].parameters()))
-    blocks = [
-        Block(i, f"{prefix}.{i}", module, {n: m for n, m in module.named_modules() if isinstance(m, nn.Linear | Conv1D)})
-        for i, module in enumerate(lists[prefix])
-    ]
+    blocks = []
+    for index, module in enumerate(lists[prefix]):
+        linears: dict[str, nn.Module] = {
+            name: child for name, child in module.named_modules() if isinstance(child, nn.Linear | Conv1D)
+        }
+        blocks.append(Block(index, f"{prefix}.{index}", module, linears))
     _check_coverage(model, blocks)
     return blocks
 
@@ -143,10 +145,8 @@ def _record_calls(model: PreTrainedModel, blocks: Sequence[Block], ids: Tensor) 
     forward = blocks[0].module.forward
 
     def record(*args: Any, **kwargs: Any) -> Any:
-        if args:
-            args = args[1:]
-        else:
-            hidden = kwargs.pop("hidden_states")
+        args = args[1:]
+        kwargs.pop("hidden_states", None)
         calls.append(Call(_without_cache(args), _without_cache(kwargs)))
         return first[0]
 
@@ -162,13 +162,17 @@ def _record_calls(model: PreTrainedModel, blocks: Sequence[Block], ids: Tensor) 
 @contextmanager
 def _answering(blocks: Sequence[Block], answers: Sequence[Any]) -> Iterator[None]:
     """Lets each block's forward be answered by a function for a while (attributes of the blocks stay readable)."""
+    before = [block.module.__dict__.get("forward") for block in blocks]
     try:
         for block, answer in zip(blocks, answers, strict=True):
             block.module.forward = answer
         yield
     finally:
-        for block in blocks:
-            block.module.__dict__.pop("forward", None)
+        for block, forward in zip(blocks, before, strict=True):
+            if forward is None:
+                block.module.__dict__.pop("forward", None)
+            else:
+                block.module.forward = forward
 
 
 def watch(block: Block, hidden: Tensor, call: Call, see: Any, names: Sequence[str] | None = None,

@@ -6,6 +6,7 @@ Every fast route has a plain twin here that it is tested against.
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -85,7 +86,17 @@ def solve_block(block: Tensor, upper: Tensor, mask: Tensor, pattern: tuple[int, 
         mask: bool `[columns, rows]`, True where to prune; for an N:M `pattern` (keep, group) it is chosen here,
             group by group, from the compensated weights, and written.
     """
+    if block.device.type == "cuda" and has_triton():
+        from igsp.pruning.fused import solve_block_fused
+
+        return solve_block_fused(block, upper, mask, pattern)
     return solve_block_plain(block, upper, mask, pattern)
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether the fused kernel can be compiled here (torch's CUDA builds for Linux bring Triton along)."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def solve_block_plain(block: Tensor, upper: Tensor, mask: Tensor, pattern: tuple[int, int] | None) -> Tensor:

@@ -1,12 +1,13 @@
 """The pruning methods as pure functions of one signature.
 
-    method(W, statistics, sparsity, pattern, *, parts, damping, reference) -> (W, mask)
+    method(W, statistics, sparsity, pattern, *, parts, damping, reference) -> (W, mask, loss)
 
 `W` is float32 `[rows, columns]`, a Linear's weight with one output per row; `statistics` describes the
-Linear's input; the result is a new `W` and a boolean mask of the same shape that is True where the weight
-was pruned. `parts` are the row counts of several Linears that share one input and are stacked in `W`; each
-is pruned to the sparsity on its own. Counts are exact (`exact_count`) and ties go to the earlier position,
-unless `reference=True` asks for the rule of the published code.
+Linear's input. The result is a new `W`, a boolean mask of the same shape that is True where the weight was
+pruned, and `loss` `[rows]`, the squared output error summed over the calibration tokens as far as the method
+knows the inputs (`Pruned`). `parts` are the row counts of several Linears that share one input and are stacked
+in `W`; each is pruned to the sparsity on its own. Counts are exact (`exact_count`) and ties go to the earlier
+position, unless `reference=True` asks for the rule of the published code.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from igsp.errors import NumericalError, UnknownName, UsageError
 from igsp.pruning.kernels import solve_block
 
 DAMPING_STEPS = (1.0, 10.0, 100.0)  # multiples of the asked damping, tried in this order
+LEAF = 192  # size at which the recursion of `inverse_of_cholesky` hands over to LAPACK
 BLOCK = 128  # columns that share one mask decision in SparseGPT (its published default)
 
 
@@ -65,11 +67,28 @@ def exact_count(total: int, sparsity: float) -> int:
     return math.floor(total * Fraction(repr(float(sparsity))))
 
 
+class Pruned(NamedTuple):
+    """Result of a solver: weight and mask `[rows, columns]`, loss `[rows]`.
+
+    With D the change of one row of the weight, its loss is `D H D^T` for SparseGPT (exact on the calibration
+    tokens, before rounding to the model's dtype), `sum_j D_j^2 ||x_j||^2` for Wanda (inputs taken as uncorrelated)
+    and `||D||^2` for magnitude.
+    """
+
+    weight: Tensor
+    mask: Tensor
+    loss: Tensor
+
+
 class Factor(NamedTuple):
-    """Upper triangular `upper` `[d, d]` with `upper.T @ upper = (H + damping * mean(diag H) * I)^-1`."""
+    """Upper triangular `upper` `[d, d]` with `upper.T @ upper = (H + added * I)^-1`.
+
+    `damping` is `added` as a share of H's mean diagonal; `dead` `[d]` marks the columns whose input is always zero.
+    """
 
     upper: Tensor
     damping: float
+    added: float
     dead: Tensor
 
 
@@ -99,19 +118,24 @@ class InputStatistics:
             raise UsageError("these statistics hold norms only: SparseGPT needs them collected with gram=True")
         key = (damping, reference)
         if key not in self._factors:
-            self._factors[key] = inverse_factor(self.gram, damping, 2 / self.windows if reference else None)
+            self._factors[key] = inverse_factor(self.gram, damping, _scale(self, reference), reference)
         return self._factors[key]
 
 
-def inverse_factor(gram: Tensor, damping: float, reference_scale: float | None = None) -> Factor:
-    """Upper Cholesky factor of the inverse of the damped Hessian, by one factorisation.
+def _scale(statistics: InputStatistics, reference: bool) -> float:
+    """Factor between Gram and Hessian: 1, or 2 / windows as in the published code (where dead columns get H = 1)."""
+    return 2 / statistics.windows if reference else 1.0
+
+
+def inverse_factor(gram: Tensor, damping: float, scale: float = 1.0, reference: bool = False) -> Factor:
+    """Upper Cholesky factor of the inverse of the damped Hessian `H = scale * gram`, by one factorisation.
 
     With J the reversal of the order of columns and `J H J = L L^T`, the factor is `U = J L^-1 J`: upper
     triangular with `U^T U = H^-1`. (The published code inverts H and factorises the inverse: three
     factorisations for the same U.)
 
     Columns whose input is always zero are decoupled: they get the mean diagonal, so no weight there influences
-    another. With `reference_scale` the Gram is scaled by it first and dead columns get 1, as in the published code.
+    another; with `reference` they get 1, as in the published code.
     If the factorisation fails, the damping is raised by `DAMPING_STEPS`.
 
     Raises:
@@ -120,63 +144,88 @@ def inverse_factor(gram: Tensor, damping: float, reference_scale: float | None =
     diagonal = gram.diagonal()
     if not torch.isfinite(diagonal).all():
         raise NumericalError("the Gram matrix of the inputs is not finite")
-    hessian = gram * (reference_scale or 1.0)
+    hessian = gram * scale
     dead = diagonal == 0
     live_mean = hessian.diagonal().sum() / max(1, int((~dead).sum()))
-    hessian.diagonal()[dead] = 1.0 if reference_scale or live_mean == 0 else live_mean
-    mean = hessian.diagonal().mean()
+    hessian.diagonal()[dead] = 1.0 if reference or live_mean == 0 else live_mean
+    mean = float(hessian.diagonal().mean())
     reversed_hessian = hessian.flip(0, 1)
-    tried = 0.0
+    used = 0.0
     for step in DAMPING_STEPS:
-        reversed_hessian.diagonal().add_(mean * (damping * step - tried))
-        tried = damping * step
-        lower, failed = torch.linalg.cholesky_ex(reversed_hessian)
-        if not failed:
-            inverse = torch.linalg.solve_triangular(lower, torch.eye(len(gram), device=gram.device), upper=False)
-            if torch.isfinite(inverse.diagonal()).all():
-                return Factor(inverse.flip(0, 1), tried, dead)
+        reversed_hessian.diagonal().add_(mean * (damping * step - used))
+        used = damping * step
+        inverse = inverse_of_cholesky(reversed_hessian)
+        if inverse is not None:
+            return Factor(inverse.flip(0, 1), used, used * mean, dead)
     rank = int(torch.linalg.matrix_rank(gram.double(), hermitian=True))
     raise NumericalError(
-        f"the Hessian (rank {rank} of {len(gram)}) is not positive definite even with damping {tried:g}: "
+        f"the Hessian (rank {rank} of {len(gram)}) is not positive definite even with damping {used:g}: "
         "use more calibration tokens or a larger damping"
     )
+
+
+def inverse_of_cholesky(matrix: Tensor, leaf: int = LEAF) -> Tensor | None:
+    """`L^-1` for `matrix = L L^T` `[d, d]`, lower triangular; None if it is not positive definite.
+
+    Factorisation and inversion in one recursion over halves, so that nearly all work is matrix products:
+    with `matrix = [[A, .], [B, C]]` and `X = L_A^-1`, the off-diagonal block of L is `M = B X^T`, the rest is the
+    same problem for the Schur complement `C - M M^T`, and the off-diagonal block of `L^-1` is `-L_S^-1 M X`.
+    """
+    size = len(matrix)
+    if size <= leaf:
+        lower, failed = torch.linalg.cholesky_ex(matrix)
+        identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+        inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
+        return None if failed or not torch.isfinite(inverse).all() else inverse
+    half = size // 2
+    first = inverse_of_cholesky(matrix[:half, :half], leaf)
+    if first is None:
+        return None
+    below = matrix[half:, :half] @ first.t()
+    second = inverse_of_cholesky(torch.addmm(matrix[half:, half:], below, below.t(), alpha=-1), leaf)
+    if second is None:
+        return None
+    inverse = torch.zeros_like(matrix)
+    inverse[:half, :half], inverse[half:, half:] = first, second
+    inverse[half:, :half] = (second @ (below @ first)).neg_()
+    return inverse
 
 
 def magnitude(
     W: Tensor, statistics: InputStatistics | None, sparsity: float, pattern: Pattern | None = None, *,
     parts: Sequence[int] | None = None, damping: float = 0.01, reference: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> Pruned:
     """Prunes the smallest |W| of each Linear (no statistics needed). `reference` prunes one more, as published."""
     score = W.abs()
     if pattern:
         mask = smallest_of_groups(score, pattern)
     else:
         mask = _per_part(score, parts, lambda s: smallest(s, *_counts(s.numel(), sparsity, reference)))
-    return W.masked_fill(mask, 0), mask
+    return Pruned(W.masked_fill(mask, 0), mask, score.mul_(mask).square_().sum(1))
 
 
 def wanda(
     W: Tensor, statistics: InputStatistics, sparsity: float, pattern: Pattern | None = None, *,
     parts: Sequence[int] | None = None, damping: float = 0.01, reference: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> Pruned:
     """Prunes in each row the smallest |W_ij| * ||x_j||_2 (Sun et al. 2024, arXiv 2306.11695, eq. 1).
 
     Every row loses the same count, so `parts` does not matter; `reference` differs only in rounding the count
     in binary floats.
     """
-    score = W.abs() * (statistics.squares / statistics.tokens).sqrt()
+    score = W.abs() * statistics.squares.sqrt()
     columns = W.shape[1]
     if pattern:
         mask = smallest_of_groups(score, pattern)
     else:
         mask = smallest_of_rows(score, int(columns * sparsity) if reference else exact_count(columns, sparsity))
-    return W.masked_fill(mask, 0), mask
+    return Pruned(W.masked_fill(mask, 0), mask, score.mul_(mask).square_().sum(1))
 
 
 def sparsegpt(
     W: Tensor, statistics: InputStatistics, sparsity: float, pattern: Pattern | None = None, *,
     parts: Sequence[int] | None = None, damping: float = 0.01, reference: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> Pruned:
     """SparseGPT (Frantar and Alistarh 2023, arXiv 2301.00774, algorithm 1).
 
     Columns are visited from left to right in blocks of 128. In each block the weights with the smallest
@@ -186,33 +235,42 @@ def sparsegpt(
     Works on `W^T`, where one column of W is contiguous in memory. Weights of columns whose input is always zero
     are pruned first; `reference` zeroes them all and thresholds at the k-th score inclusively, as published.
     """
-    upper, _, dead = statistics.factor(damping, reference)
-    columns, rows = W.shape[1], W.shape[0]
+    upper, _, added, dead = statistics.factor(damping, reference)
+    rows, columns = W.shape
     work = W.t().contiguous()
     mask = torch.zeros_like(work, dtype=torch.bool)
-    if reference:
-        work[dead] = 0
+    loss = torch.zeros(rows, device=W.device)
     size = BLOCK // pattern.group * pattern.group if pattern else BLOCK
-    parts = parts or [rows]
-    pruned = [0] * len(parts)
     for start in range(0, columns, size):
         stop = min(start + size, columns)
-        block, factor = work[start:stop], upper[start:stop, start:stop]
+        block, chosen, factor = work[start:stop], mask[start:stop], upper[start:stop, start:stop]
         if not pattern:
-            score = (block / factor.diagonal()[:, None]).square_().masked_fill_(dead[start:stop, None], 0)
-            for index, (part, chosen) in enumerate(zip(score.split(parts, 1), mask[start:stop].split(parts, 1))):
-                if reference:
-                    chosen[:] = smallest(part, *_counts(part.numel(), sparsity, True))
-                else:  # cumulative, so that the Linear as a whole is exact
-                    count = exact_count(stop * parts[index], sparsity) - pruned[index]
-                    chosen[:] = smallest(part, count)
-                    pruned[index] += count
-        errors = solve_block(block, factor, mask[start:stop], tuple(pattern) if pattern else None)
+            score = (block / factor.diagonal()[:, None]).square_()
+            score[dead[start:stop]] = 0
+            _choose(score, chosen, parts or [rows], start, sparsity, reference)
+        errors = solve_block(block, factor, chosen, pattern)
         work[stop:].addmm_(upper[start:stop, stop:].t(), errors, alpha=-1)
-    return work.t(), mask.t()
+        errors[dead[start:stop]] = 0  # an input that is always zero costs nothing
+        loss += errors.square_().sum(0)
+    if reference:
+        work[dead] = 0
+    weight, change = work.t().contiguous(), (work.t() - W).square_()
+    change[:, dead] = 0
+    loss -= added * change.sum(1)  # the errors add up to D (H + added I) D^T
+    return Pruned(weight, mask.t().contiguous(), loss / _scale(statistics, reference))
 
 
-Solver = Callable[..., tuple[Tensor, Tensor]]
+def _choose(score: Tensor, chosen: Tensor, parts: Sequence[int], start: int, sparsity: float, reference: bool) -> None:
+    """Marks in `chosen` `[columns, rows]` the smallest scores of one block of columns, for each Linear of its own."""
+    stop = start + len(score)
+    for part, mask, rows in zip(score.split(list(parts), 1), chosen.split(list(parts), 1), parts, strict=True):
+        if reference:
+            mask[:] = smallest(part, *_counts(part.numel(), sparsity, True))
+        else:  # the difference of cumulative counts, so that the Linear as a whole is exact
+            mask[:] = smallest(part, exact_count(stop * rows, sparsity) - exact_count(start * rows, sparsity))
+
+
+Solver = Callable[..., Pruned]
 SOLVERS: dict[str, Solver] = {"magnitude": magnitude, "wanda": wanda, "sparsegpt": sparsegpt}
 NEEDS = {"magnitude": "nothing", "wanda": "norms", "sparsegpt": "gram"}  # of the inputs
 
@@ -244,12 +302,13 @@ def smallest(score: Tensor, count: int, inclusive: bool = False) -> Tensor:
     if count == 0:
         return torch.zeros_like(score, dtype=torch.bool)
     threshold = _kth(score, count - 1)
-    below = score < threshold
-    missing = count - int(below.sum())
-    ties = score == threshold
-    if int(ties.sum()) > missing:
-        ties &= ties.flatten().cumsum(0).view_as(ties) <= missing
-    return below | ties
+    mask = score <= threshold
+    excess = int(torch.count_nonzero(mask)) - count
+    if excess:  # of the entries equal to the threshold, the last ones stay
+        ties = (score == threshold).flatten()
+        keep = ties.flip(0).cumsum(0).flip(0) <= excess
+        mask &= ~(ties & keep).view_as(mask)
+    return mask
 
 
 def _kth(score: Tensor, index: int) -> Tensor:

@@ -68,6 +68,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("source-read", _read_notebook)
     app.connect("env-get-outdated", _read_again)
     app.connect("html-page-context", site.clean_page, priority=900)
+    app.connect("build-finished", site.tidy_pages)
     app.add_css_file("palette.css")
     app.add_css_file("igsp.css")
     app.add_js_file("igsp.js", loading_method="defer")

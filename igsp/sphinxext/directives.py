@@ -14,12 +14,16 @@ from sphinx import addnodes
 from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
-from igsp.errors import IgspError
-from igsp.sphinxext import executed, ledger
+from igsp.assets import catalog
+from igsp.errors import IgspError, UnknownName
+from igsp.sources import DIMENSIONS, catalogue
+from igsp.sphinxext import drawings, executed, explorer, ledger
 from igsp.sphinxext.tables import Cell, badge, code, definitions, table
 from igsp.sphinxext.values import Value, current_package, explain, is_stale, look_up, read_values, render, signed_form
+from igsp.store import Store
 
 NOTEBOOKS = "book/notebooks"
+KEPT = (*DIMENSIONS, "total")
 HELP_WIDTH = 80  # characters; the same whatever terminal the build runs in
 VERDICT_KIND = {ledger.HOLDS: "holds", ledger.DIFFERS: "differs", ledger.UNTESTABLE: "untestable"}
 
@@ -153,7 +157,7 @@ class ClaimDetails(BookDirective):
         items: list[tuple[str, Cell]] = []
         for row in ledger.claims():
             text = f"{row.statement} *Paper:* {row.setting}. *Rule:* {rule_text(row.rule)}. {row.note}"
-            items.append((row.id, self.inline(text)))
+            items.append((row.title, self.inline(text)))
         return [definitions(items, "igsp-claims")]
 
 
@@ -184,6 +188,24 @@ class Findings(BookDirective):
         return [result]
 
 
+class TradeoffFigure(BookDirective):
+    """The figure of the first page: calibration perplexity against retention per dimension, beside the paper's."""
+
+    has_content = True
+    option_spec: ClassVar = {"name": directives.unchanged}  # type: ignore[misc]
+
+    def build(self) -> list[nodes.Node]:
+        values = published(self.env)
+        claimed = {row.ours[0]: row.number for row in ledger.claims() if row.number is not None}
+        keys = {name: f"spearman/calibration_perplexity/{name}" for name in DIMENSIONS}
+        rows = [drawings.Row(name, look_up(values, key), claimed.get(key)) for name, key in keys.items()]
+        picture = nodes.raw("", drawings.tradeoff(rows, catalog("palette")["dimensions"]), format="html")
+        caption = nodes.caption("", "", *self.inline(" ".join(self.content)))
+        figure = nodes.figure("", picture, caption, classes=["igsp-figure"])
+        self.add_name(figure)
+        return [figure]
+
+
 class ClaimsThatDiffer(BookDirective):
     """A section per claim that does not hold at the shown profile, with the likely reasons."""
 
@@ -193,8 +215,7 @@ class ClaimsThatDiffer(BookDirective):
             return [nodes.paragraph("", "Every claim of the ledger holds at the profile shown here.")]
         result: list[nodes.Node] = []
         for row in rows:
-            title = row.claim.id.replace("-", " ").capitalize()
-            section = nodes.section("", nodes.title("", title), ids=[f"why-{row.claim.id}"])
+            section = nodes.section("", nodes.title("", row.claim.title), ids=[f"why-{row.claim.id}"])
             section += nodes.paragraph("", "", *self.inline(row.claim.statement), nodes.Text(" "),
                                        verdict_badge(row.verdict), nodes.Text(f" Here {row.verdict.reason}."))
             section += nodes.paragraph("", "", nodes.Text("Paper: "), *self.inline(row.claim.paper),
@@ -233,18 +254,23 @@ class NotebookPanel(NotebookDirective):
             head += [link, nodes.Text(" ")]
         panel = nodes.container("", head, classes=["igsp-panel"])
         if about.get("parameters"):
-            rows = [[code(p["name"]), p.get("type") or "", code(str(p.get("default"))), code(str(p.get("value"))),
+            rows = [[code(p["name"]), p.get("type") or "", setting(p.get("default")), setting(p.get("value")),
                      p.get("help") or ""] for p in about["parameters"]]
             headings = ["Parameter", "Type", "Default", "This run", "Meaning"]
-            panel += table(headings, rows, "Parameters of this notebook.")
+            panel += table(headings, rows)
         panel += nodes.paragraph("", "Run it again, with all that it needs or alone:")
         commands = f"{executed.runner_command(about)}\n{executed.papermill_command(about)}"
-        panel += nodes.literal_block("", commands, language="bash")
+        panel += nodes.literal_block("", commands, language="text")
         return [panel]
 
     def _links(self, about: Mapping[str, Any]) -> list[nodes.Node]:
         source = str(about.get("source", "")).removesuffix(".py") + ".ipynb"
         return [nodes.reference("", title, refuri=url) for title, url in launch_links(self.config, source)]
+
+
+def setting(value: Any) -> nodes.Node:
+    """A parameter's value; None stands for the value of the profile."""
+    return nodes.Text("from the profile") if value is None else code(str(value))
 
 
 def launch_links(config: Any, source: str) -> list[tuple[str, str]]:
@@ -283,7 +309,8 @@ class NotebookProvenance(NotebookDirective):
             ("Lock file", short(about.get("lock"))),
             ("Model", [nodes.Text(f"{model.get('name')} "), short(model.get("fingerprint"))]),
             ("Data", short(about.get("data"))),
-            ("Device", f"{about.get('device')}, {about.get('dtype')}"), ("Seed", str(about.get("seed"))),
+            ("Device", ", ".join(str(about[name]) for name in ("device", "processor", "dtype") if about.get(name))),
+            ("Seed", str(about.get("seed"))),
             ("Started", executed.moment(about.get("started"))), ("Run time", executed.duration(run.seconds)),
             ("Versions", versions or "unknown"),
         ]
@@ -323,8 +350,6 @@ class SourcesTable(BookDirective):
     option_spec: ClassVar = {"dimension": directives.unchanged}  # type: ignore[misc]
 
     def build(self) -> list[nodes.Node]:
-        from igsp.sources import catalogue
-
         wanted = self.options.get("dimension")
         rows = [
             [code(source.id), source.dimension.capitalize(), str(source.about), "yes" if source.generated else "no",
@@ -333,6 +358,33 @@ class SourcesTable(BookDirective):
         ]
         return [table(["Source", "Dimension", "What it is", "Generated", "Licence"], rows,
                       f"{len(rows)} calibration sources.", classes="igsp-sources")]
+
+
+class ProtocolSettings(BookDirective):
+    """The settings of one protocol from the catalogue: value, where it is known from, and remarks."""
+
+    required_arguments = 1
+    option_spec: ClassVar = {"title": directives.unchanged}  # type: ignore[misc]
+    origins: ClassVar = {"published": "published", "released": "released code", "ours": "our definition"}
+
+    def build(self) -> list[nodes.Node]:
+        name, known = self.arguments[0], catalog("protocols")
+        if name not in known:
+            raise UnknownName("protocol", name, known)
+        rows = [[code(setting), plain(about["value"]), self.origins[about["status"]],
+                 about.get("source") or about.get("note") or ""] for setting, about in known[name].items()]
+        title = self.options.get("title", name)
+        return [table(["Setting", "Value", "Known from", "Source or remark"], rows, f"Settings of {title}.")]
+
+
+def plain(value: Any) -> str:
+    """A YAML value in words: mappings as `key value` pairs, null as `none`."""
+    if isinstance(value, Mapping):
+        nested = any(isinstance(inner, Mapping) for inner in value.values())
+        return ("; " if nested else ", ").join(f"{key} {plain(inner)}" for key, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(plain(inner) for inner in value)
+    return "none" if value is None else str(value)
 
 
 class ValuesTable(BookDirective):
@@ -369,11 +421,33 @@ def commands(parser: argparse.ArgumentParser) -> list[tuple[str, argparse.Argume
     return [leaf for group in groups for child in group.choices.values() for leaf in commands(child)]
 
 
+class Explorer(BookDirective):
+    """Choices, a drawing and a table over the stored records. Without JavaScript the table is what remains."""
+
+    def build(self) -> list[nodes.Node]:
+        self.env.metadata[self.env.docname]["igsp_reads_results"] = True
+        self.env.metadata[self.env.docname]["igsp_explorer"] = True
+        found = explorer.points(Store(results_folder(self.env) / self.config.igsp_profile).records())
+        if not found:
+            return [nodes.paragraph("", "The store of this profile holds no records, only published values.")]
+        runs = dict.fromkeys(point.run for point in found)
+        return [nodes.raw("", explorer.html(found), format="html"), *(self._table(run, found) for run in runs)]
+
+    def _table(self, run: str, found: list[explorer.Point]) -> nodes.table:
+        rows = [[code(p.strategy), p.kind.capitalize(), *(f"{p.retention[name]:.1f}" for name in KEPT),
+                 f"{p.metrics['calibration_perplexity']:.1f}", f"{p.metrics['aggregation_4']:.3f}", str(p.draws)]
+                for p in found if p.run == run]
+        headings = ["Strategy", "Kind", *(name.capitalize() for name in KEPT), "Perplexity", "A4", "Draws"]
+        return table(headings, rows, f"Likelihood retention in percent and two metrics: {run}.", classes="igsp-dense")
+
+
 ROLES = {"result": ResultRole, "verdict": VerdictRole, "profile": ProfileRole}
 DIRECTIVES = {
     "claim-ledger": ClaimLedger, "claim-details": ClaimDetails, "findings": Findings,
     "claims-that-differ": ClaimsThatDiffer, "notebook-panel": NotebookPanel,
     "notebook-provenance": NotebookProvenance, "execution-statistics": ExecutionStatistics,
+    "tradeoff-figure": TradeoffFigure,
     "sources-table": SourcesTable, "values-table": ValuesTable,
-    "cli-reference": CliReference,
+    "cli-reference": CliReference, "protocol-settings": ProtocolSettings,
+    "explorer": Explorer,
 }

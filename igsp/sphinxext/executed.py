@@ -10,9 +10,11 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+from igsp.sphinxext.values import NBSP
 
 PARAMETER_TAGS = {"parameters", "injected-parameters"}
 SHORTEST_ALT = 20  # characters; anything shorter says nothing about a figure
@@ -91,8 +93,8 @@ def _figure_cell(cell: Mapping[str, Any], output: dict[str, Any], index: int) ->
     if about.get("name"):
         figure["name"] = about["name"]
     return {
-        "cell_type": "code", "id": f"{cell.get('id', 'cell')}-figure-{index}", "source": "", "outputs": [output],
-        "execution_count": cell.get("execution_count"),
+        "cell_type": "code", "id": f"{cell.get('id', 'cell')}-figure-{index}", "outputs": [output],
+        "source": "# figure", "execution_count": cell.get("execution_count"),  # a cell without source is left out
         "metadata": {"tags": ["remove-input"], "mystnb": {"image": {"alt": about["alt"]}, "figure": figure}},
     }
 
@@ -142,7 +144,8 @@ def runner_command(about: Mapping[str, Any]) -> str:
     """The `igsp` command that repeats this run."""
     extra = {name: value for name, value in changed(about).items() if name != "profile"}
     options = [f"-p {name} {shlex.quote(_plain(value))}" for name, value in extra.items()]
-    return " ".join([f"igsp notebooks run --profile {about.get('profile', 'quick')}", *options])
+    name = about.get("notebook", "")
+    return " ".join([f"igsp notebooks run {name} --profile {about.get('profile', 'quick')}", *options])
 
 
 def papermill_command(about: Mapping[str, Any]) -> str:
@@ -157,13 +160,13 @@ def _plain(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for a reader: `4.2 s`, `3 min 20 s`, `1 h 05 min`."""
+    """Seconds for a reader: `4.2 s`, `3 min 20 s`, `1 h 05 min`; the spaces do not break."""
     if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+        text = f"{seconds:.1f} s"
+    else:
+        minutes, rest = divmod(round(seconds), 60)
+        text = f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    return text.replace(" ", NBSP)
 
 
 def moment(iso: str | None) -> str:
@@ -171,4 +174,4 @@ def moment(iso: str | None) -> str:
     if not iso:
         return "unknown"
     stamp = datetime.fromisoformat(iso)
-    return stamp.strftime("%Y-%m-%d %H:%M") + (" UTC" if stamp.utcoffset() is not None and not stamp.utcoffset() else "")
+    return stamp.strftime("%Y-%m-%d %H:%M") + (" UTC" if stamp.utcoffset() == timedelta(0) else "")

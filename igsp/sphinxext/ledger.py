@@ -18,6 +18,7 @@ class Claim:
     """One row of `catalog/claims.yaml`; the fields are explained at the head of that file."""
 
     id: str
+    title: str
     statement: str
     locator: str
     status: str
@@ -27,6 +28,7 @@ class Claim:
     rule: Mapping[str, Any]
     note: str
     differs: str
+    number: float | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def judge(claim: Claim, values: Mapping[str, Value], profile: str) -> Judged:
         raise UnknownName("rule", kind, RULES)
     allowed = claim.rule.get("profiles")
     if allowed and profile not in allowed:
-        reason = f"decided only at profile {' or '.join(allowed)}, this book shows {profile}"
+        reason = f"this claim is decided only at profile {' or '.join(allowed)}, and this book shows {profile}"
         return Judged(claim, Verdict(UNTESTABLE, reason), used)
     return Judged(claim, RULES[kind](claim.rule, used), used)
 

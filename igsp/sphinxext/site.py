@@ -1,7 +1,8 @@
-"""What the finished site needs beyond Sphinx's defaults: local mathematics, our style sheet and script, no remote code."""
+"""What the site needs beyond Sphinx's defaults: local mathematics, our style sheet and script, no remote code."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 from sphinx.application import Sphinx
 
 from igsp.assets import catalog, members, read_member
+from igsp.sphinxext.drawings import favicon
 
 STATIC = Path(__file__).parent / "static"
 MATHJAX_WHEEL = "sphinx-mathjax-offline"
 MATHJAX_ROOT = "sphinx-mathjax-offline/static/mathjax/"
 MATHJAX_SCRIPT = "tex-mml-chtml.js"
 MATHJAX_FONTS = "output/chtml/fonts/woff-v2/"
+FONT_PRELOAD = re.compile(r'\s*<link rel="preload" as="font"[^>]*>')
 
 
 def write_static(app: Sphinx) -> None:
@@ -41,17 +44,6 @@ def _write_mathjax(folder: Path) -> None:
         target.write_bytes(read_member(MATHJAX_WHEEL, MATHJAX_ROOT + name))
 
 
-def favicon(palette: Mapping[str, str]) -> str:
-    """Four bars, one per dimension, each with its lower part kept and its upper part pruned."""
-    kept = {"general": 20, "commonsense": 23, "code": 12, "math": 16}
-    bars = []
-    for index, (dimension, height) in enumerate(kept.items()):
-        x, colour = 2 + 7.2 * index, palette[dimension]
-        bars.append(f'<rect x="{x:.1f}" y="3" width="6" height="{26 - height}" rx="1" fill="{colour}" opacity=".3"/>')
-        bars.append(f'<rect x="{x:.1f}" y="{29 - height}" width="6" height="{height}" rx="1" fill="{colour}"/>')
-    return '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">' + "".join(bars) + "</svg>\n"
-
-
 def palette_css(palette: Mapping[str, str]) -> str:
     """The dimension colours as CSS variables, for pages that draw."""
     return ":root {" + " ".join(f"--igsp-{name}: {colour};" for name, colour in palette.items()) + "}\n"
@@ -59,6 +51,8 @@ def palette_css(palette: Mapping[str, str]) -> str:
 
 def clean_page(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
     """Drops the remote notebook-execution scripts that the theme registers, and points to our favicon."""
+    if app.env.metadata.get(pagename, {}).get("igsp_explorer"):
+        app.add_js_file("explorer.js", loading_method="defer")
     for kind in ("script_files", "css_files"):
         context[kind] = _without_thebe(context.get(kind, []))
     context["favicon_url"] = context["pathto"]("_static/favicon.svg", resource=True)
@@ -72,3 +66,18 @@ def _without_thebe(assets: list[Any]) -> list[Any]:
         if "thebe" not in text and asset not in kept:
             kept.append(asset)
     return kept
+
+
+def tidy_pages(app: Sphinx, exception: Exception | None) -> None:
+    """Repairs the finished pages where no template can.
+
+    The theme's font preloads go: a browser refuses them on `file://` pages, and the icons do not need them. The
+    entries of the bibliography become list items, as the role that docutils gives them is deprecated.
+    """
+    if exception is not None or app.builder.format != "html":
+        return
+    for path in Path(app.outdir).rglob("*.html"):
+        text = path.read_text(encoding="utf8")
+        tidy = FONT_PRELOAD.sub("", text).replace('role="doc-biblioentry"', 'role="listitem"')
+        if tidy != text:
+            path.write_text(tidy, encoding="utf8")

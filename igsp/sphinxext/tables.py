@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from docutils import nodes
 
-Cell = str | nodes.Node | Sequence[nodes.Node]
+Cell: TypeAlias = str | nodes.Node | Sequence[nodes.Node]
 
 
 def as_nodes(cell: Cell) -> list[nodes.Node]:
@@ -18,7 +19,7 @@ def as_nodes(cell: Cell) -> list[nodes.Node]:
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[Cell]], caption: str = "", classes: str = "") -> nodes.table:
     """A table whose first column holds the row headings (`<th>`)."""
-    result = nodes.table(classes=["igsp-table", *classes.split()])
+    result = nodes.table(classes=["igsp-table", "colwidths-auto", *classes.split()])
     if caption:
         result += nodes.title(caption, caption)
     group = nodes.tgroup(cols=len(headings))

@@ -24,7 +24,7 @@ function markScrollable() {
       box.tabIndex = 0;
       if (!box.hasAttribute("role") && box.matches(".igsp-scroll, .pst-scrollable-table-container")) {
         box.setAttribute("role", "region");
-        box.setAttribute("aria-label", box.querySelector("caption")?.textContent.trim().slice(0, 120) || "Table");
+        box.setAttribute("aria-label", box.querySelector("caption .caption-text, caption")?.textContent.trim().slice(0, 120) || "Table");
       }
     } else if (box.getAttribute("tabindex") === "0") {
       box.removeAttribute("tabindex");

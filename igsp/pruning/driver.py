@@ -1,0 +1,543 @@
+"""Prunes a language model block by block: orders, memory, progress, checkpoints, report.
+
+Three orders decide on which activations a Linear's statistics are taken:
+
+`block`            (SparseGPT's and Wanda's default) those of its block before any of the block is pruned; then the
+                   block's outputs are computed again with the pruned weights and feed the next block. Two passes.
+`true-sequential`  those left by every Linear before it, the ones of the same block included. One pass when
+                   all windows fit one batch (each Linear is pruned when its input arrives, then the pass goes on);
+                   otherwise one partial pass per group of Linears.
+`dense`            those of the unpruned model. One pass, and the statistics of several sources can be added
+                   (`collect_statistics`, `combine`); the error of earlier blocks is not seen.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from igsp.calibration import CalibrationSet
+from igsp.errors import IgspError, NumericalError, UnknownName, UsageError
+from igsp.models import LanguageModel, resolve_device
+from igsp.pruning.blocks import (
+    Block,
+    Call,
+    capture_calls,
+    coverage,
+    find_blocks,
+    first_inputs,
+    replay,
+    shared_inputs,
+    watch,
+    weight_matrix,
+)
+from igsp.pruning.checkpoint import Checkpoint
+from igsp.pruning.kernels import gram_route
+from igsp.pruning.report import ERROR_MEASURES, ModuleReport, PruneReport, pack_mask, peak_memory, save
+from igsp.pruning.solvers import (
+    NEEDS,
+    SOLVERS,
+    InputStatistics,
+    Pattern,
+    check_sparsity,
+    parse_pattern,
+    solver,
+)
+from igsp.pruning.statistics import Statistics, accumulate, combine, empty
+
+__all__ = ["METHODS", "PruneReport", "Statistics", "collect_statistics", "combine", "prune", "save"]
+
+METHODS = tuple(SOLVERS)
+CPU_TOKENS = 4096  # tokens per forward on a CPU: enough for full speed, few enough to stay near the caches
+DEFAULT_SPARSITY = 0.6
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the numbers of a run."""
+
+    method: str
+    sparsity: float
+    pattern: Pattern | None
+    order: str
+    reference: bool
+    damping: float
+
+    @property
+    def needs(self) -> str:
+        return NEEDS[self.method]
+
+
+def prune(
+    lm: LanguageModel,
+    calibration: CalibrationSet | None = None,
+    method: str = "sparsegpt",
+    sparsity: float = DEFAULT_SPARSITY,
+    pattern: str | None = None,
+    order: str = "block",
+    reference: bool = False,
+    damping: float = 0.01,
+    batch_size: int | None = None,
+    checkpoint: str | Path | None = None,
+    statistics: Statistics | None = None,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> PruneReport:
+    """Prunes the Linear layers of all decoder blocks of `lm`, in place.
+
+    Embeddings, norms, biases and the output head are left alone. The solve is done in float32 and the
+    result cast back to the model's dtype.
+
+    Args:
+        calibration: windows to take input statistics from; not needed for `magnitude` or with `statistics`.
+        method: `sparsegpt`, `wanda` or `magnitude`.
+        sparsity: share of each Linear's weights to prune, in [0, 1).
+        pattern: None (unstructured) or `"N:M"`: N of every M consecutive weights of a row stay. It implies the
+            sparsity 1 - N/M: the default sparsity then gives way, any other value that differs is refused.
+        order: `block`, `true-sequential` or `dense` (see the module's docstring).
+        reference: the rules of the published code in place of exact counts.
+        damping: share of the Hessian's mean diagonal that is added to its diagonal (SparseGPT).
+        batch_size: windows per forward pass; chosen from the free memory by default.
+        checkpoint: folder for finished blocks. A run that was killed is resumed by the same call on a freshly
+            loaded model and ends in the same bits. The folder is left in place.
+        statistics: stored dense statistics (`collect_statistics`, `combine`); implies `order="dense"`.
+        device: where to compute; blocks are moved there one at a time. The model's own device by default.
+        progress: show a bar.
+
+    Raises:
+        UsageError: sparsity outside [0, 1), an unusable pattern, no calibration, a calibration set of another
+            tokenizer, a model without prunable blocks, a checkpoint of another run.
+        UnknownName: no such method or order.
+        NumericalError: non-finite weights or activations, or a singular Hessian; names the layer.
+    """
+    settings = _settings(lm, calibration, method, sparsity, pattern, order, reference, damping, statistics)
+    blocks = find_blocks(lm.model)
+    _check_shapes(blocks, settings)
+    compute = resolve_device(device) if device is not None else lm.device
+    if calibration is None or statistics is not None or settings.needs == "nothing":
+        return _prune(lm, blocks, None, settings, 1, checkpoint, statistics, compute, progress)
+    size = batch_size or Checkpoint.batch_size(checkpoint) or _choose_batch(lm, blocks, calibration, order, compute)
+    while True:
+        untouched = _versions(blocks)
+        try:
+            return _prune(lm, blocks, calibration, settings, size, checkpoint, None, compute, progress)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            if size == 1 or checkpoint or untouched != _versions(blocks):
+                way_out = "set a lower batch_size" if size > 1 else "use a shorter seqlen"
+                raise IgspError(
+                    f"out of memory with batch_size={size}: {way_out} (and load the model again if it was half pruned)"
+                ) from error
+            size //= 2
+            warnings.warn(f"out of memory: trying again with batch_size={size}", stacklevel=2)
+
+
+def collect_statistics(
+    lm: LanguageModel,
+    calibration: CalibrationSet,
+    gram: bool = True,
+    batch_size: int | None = None,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> Statistics:
+    """Input statistics of the dense model: pass them, or a `combine` of several, to `prune(statistics=...)`.
+
+    Args:
+        gram: collect Gram matrices (SparseGPT); else the norms alone (enough for Wanda, and small).
+
+    Raises: as `prune`.
+    """
+    calibration.check(lm)
+    blocks = find_blocks(lm.model)
+    compute = resolve_device(device) if device is not None else lm.device
+    size = batch_size or _choose_batch(lm, blocks, calibration, "dense", compute)
+    inputs: dict[str, InputStatistics] = {}
+    grouped: list[list[list[str]]] = []
+    with torch.no_grad():
+        activations = Activations(lm, blocks, calibration, size, compute)
+        for block in tqdm(blocks, desc="statistics", unit="block", disable=not progress):
+            with resident(block, compute):
+                groups = activations.groups(block)
+                found = activations.collect(block, groups, "gram" if gram else "norms", keep=True)
+                for leader, item in found.items():
+                    inputs[f"{block.name}.{leader}"] = _moved(item, torch.device("cpu"))
+                grouped.append(groups)
+    return Statistics(inputs, grouped, lm.fingerprint)
+
+
+def _settings(
+    lm: LanguageModel, calibration: CalibrationSet | None, method: str, sparsity: float, pattern: str | None,
+    order: str, reference: bool, damping: float, statistics: Statistics | None,
+) -> Settings:
+    solver(method)
+    parsed = parse_pattern(pattern)
+    wanted = check_sparsity(sparsity)
+    if parsed:
+        if wanted != DEFAULT_SPARSITY and abs(wanted - parsed.sparsity) > 1e-9:
+            raise UsageError(
+                f"pattern {parsed} prunes {parsed.sparsity:g} of the weights, not {wanted:g}: leave the sparsity out"
+            )
+        wanted = parsed.sparsity
+    if order not in STEPS:
+        raise UnknownName("order", order, STEPS)
+    if not damping > 0:
+        raise UsageError(f"damping {damping!r} must be positive: 0.01 adds 1 % of the mean diagonal")
+    if NEEDS[method] != "nothing":
+        if calibration is None and statistics is None:
+            raise UsageError(f"method '{method}' needs a calibration set (or collected statistics)")
+        if calibration is not None:
+            calibration.check(lm)
+        if statistics is not None:
+            order = "dense"
+            if statistics.fingerprint != lm.fingerprint:
+                raise UsageError(f"these statistics are of another model than '{lm.name}': collect them again")
+    return Settings(method, wanted, parsed, order, reference, float(damping))
+
+
+def _check_shapes(blocks: Sequence[Block], settings: Settings) -> None:
+    if settings.pattern is None:
+        return
+    for block in blocks:
+        for name, linear in block.linears.items():
+            columns = weight_matrix(linear).shape[1]
+            if columns % settings.pattern.group:
+                raise UsageError(
+                    f"pattern {settings.pattern}: the {columns} columns of {block.name}.{name} are no multiple of "
+                    f"{settings.pattern.group}; choose an M that divides them"
+                )
+
+
+def _versions(blocks: Sequence[Block]) -> int:
+    """Changes whenever a weight is written to (torch counts in-place writes)."""
+    return sum(linear.weight._version for block in blocks for linear in block.linears.values())  # type: ignore[union-attr,operator]
+
+
+def _prune(
+    lm: LanguageModel, blocks: Sequence[Block], calibration: CalibrationSet | None, settings: Settings, size: int,
+    folder: str | Path | None, statistics: Statistics | None, compute: torch.device, progress: bool,
+) -> PruneReport:
+    started = time.perf_counter()
+    report = _empty_report(lm, blocks, calibration, settings, size, compute)
+    _warn_few_tokens(report, calibration, blocks, settings)
+    store = None
+    if folder is not None:
+        key = {k: v for k, v in report.to_dict().items() if k in CHECKPOINT_KEY}
+        store = Checkpoint(folder, key)
+    step: Step = STEPS[settings.order] if calibration is not None else functools.partial(_from_statistics, statistics)
+    with torch.no_grad(), peak_memory(compute) as peak:
+        activations = Activations(lm, blocks, calibration, size, compute) if calibration is not None else None
+        title = f"{settings.method} {settings.sparsity:.0%}"
+        for block in tqdm(blocks, desc=title, unit="block", disable=not progress):
+            with resident(block, compute):
+                done = store.load(block.index) if store else None
+                if done is not None:
+                    _restore(block, done[0], activations, settings)
+                    tensors, modules = done
+                    report.resumed_blocks += 1
+                else:
+                    solved = step(block, activations, settings)
+                    modules = [module for module, _ in solved]
+                    tensors = {f"mask/{module.name}": packed for module, packed in solved}
+                    if store:
+                        weights = {f"weight/{block.name}.{n}": weight_matrix(m).cpu().contiguous()
+                                   for n, m in block.linears.items()}
+                        store.save(block.index, tensors | weights, modules)
+            report.modules += modules
+            report.masks |= {name[5:]: value for name, value in tensors.items() if name.startswith("mask/")}
+    report.peak_memory, report.seconds = peak[0], time.perf_counter() - started
+    report.warnings += _damping_raised(report, settings)
+    return report
+
+
+CHECKPOINT_KEY = {"method", "sparsity", "pattern", "order", "reference", "damping", "fingerprint", "calibration",
+                  "dtype", "batch_size", "gram_route"}
+
+
+class Activations:
+    """Hidden states of all calibration windows at one depth of the model, in micro-batches.
+
+    They stay on the compute device if they take less than a quarter of its free memory, else on the CPU.
+    """
+
+    def __init__(
+        self, lm: LanguageModel, blocks: Sequence[Block], calibration: CalibrationSet, size: int, compute: torch.device
+    ) -> None:
+        self.model, self.blocks, self.compute = lm.model, blocks, compute
+        self.seqlen = calibration.seqlen
+        batches = [ids.to(lm.device) for ids in calibration.input_ids.split(size)]
+        self.calls = {
+            size: [call.to(compute) for call in capture_calls(self.model, blocks, ids)]
+            for size, ids in {len(ids): ids for ids in batches}.items()
+        }
+        first = first_inputs(self.model, blocks, batches[0])
+        fits = compute.type == "cpu" or 4 * first.nbytes * len(batches) < torch.cuda.mem_get_info(compute)[0]
+        self.home = compute if fits else torch.device("cpu")
+        self.batches = [first_inputs(self.model, blocks, ids).to(self.home) for ids in batches]
+        self._groups: dict[tuple[str, ...], list[list[str]]] = {}
+
+    def _each(self, block: Block) -> Iterator[tuple[int, Tensor, Call]]:
+        for index, hidden in enumerate(self.batches):
+            yield index, hidden.to(self.compute, non_blocking=True), self.calls[len(hidden)][block.index]
+
+    def groups(self, block: Block) -> list[list[str]]:
+        """Groups of the block's Linear layers that share an input, in the order they run."""
+        key = (type(block.module).__name__, *block.linears)
+        if key not in self._groups:
+            _, hidden, call = next(self._each(block))
+            self._groups[key] = shared_inputs(block, hidden, call)
+        return self._groups[key]
+
+    def collect(
+        self, block: Block, groups: Sequence[Sequence[str]], needs: str, keep: bool = False
+    ) -> dict[str, InputStatistics]:
+        """Statistics of the groups' inputs, by the first name of each; `keep` also moves on to the block's outputs."""
+        leaders = [group[0] for group in groups]
+        found = {name: empty(weight_matrix(block.linears[name]).shape[1], needs, self.compute) for name in leaders}
+        window = 0
+        for index, hidden, call in self._each(block):
+
+            def see(name: str, x: Tensor, batch: int = len(hidden), first: int = window) -> None:
+                accumulate(found[name], x, batch, f"{block.name}.{name}", first)
+
+            output = watch(block, hidden, call, see, leaders, stop=not keep)
+            if keep and output is not None:
+                self.batches[index] = output.to(self.home, non_blocking=True)
+            window += len(hidden)
+        return found
+
+    def advance(self, block: Block) -> None:
+        """Moves on to the outputs of the block as it is now. Nothing reads those of the last block."""
+        if block.index == len(self.blocks) - 1:
+            return
+        for index, hidden, call in self._each(block):
+            self.batches[index] = replay(block, hidden, call).to(self.home, non_blocking=True)
+
+
+Solved = list[tuple[ModuleReport, Tensor]]
+Step = Callable[[Block, Any, Settings], Solved]  # the Any: Activations, or None where no forward pass is needed
+
+
+def _block_order(block: Block, activations: Activations, settings: Settings) -> Solved:
+    groups = activations.groups(block)
+    found = activations.collect(block, groups, settings.needs)
+    solved = _solve_all(block, groups, found, settings)
+    activations.advance(block)
+    return solved
+
+
+def _dense_order(block: Block, activations: Activations, settings: Settings) -> Solved:
+    groups = activations.groups(block)
+    found = activations.collect(block, groups, settings.needs, keep=True)
+    return _solve_all(block, groups, found, settings)
+
+
+def _true_sequential(block: Block, activations: Activations, settings: Settings) -> Solved:
+    groups = activations.groups(block)
+    if len(activations.batches) == 1:
+        return _on_arrival(block, activations, groups, settings)
+    solved: Solved = []
+    for group in groups:
+        found = activations.collect(block, [group], settings.needs)
+        solved += _solve(block, group, found[group[0]], settings)
+    activations.advance(block)
+    return solved
+
+
+def _on_arrival(
+    block: Block, activations: Activations, groups: Sequence[Sequence[str]], settings: Settings
+) -> Solved:
+    """One pass: each group of Linear layers is pruned when its input arrives, then the same pass goes on."""
+    by_leader = {group[0]: group for group in groups}
+    solved: Solved = []
+    _, hidden, call = next(activations._each(block))
+
+    def see(name: str, x: Tensor) -> None:
+        found = empty(x.shape[-1], settings.needs, x.device)
+        accumulate(found, x, len(hidden), f"{block.name}.{name}", 0)
+        solved.extend(_solve(block, by_leader[name], found, settings))
+
+    last = block.index == len(activations.blocks) - 1
+    output = watch(block, hidden, call, see, list(by_leader), stop=last)
+    if output is not None:
+        activations.batches[0] = output.to(activations.home)
+    return solved
+
+
+STEPS: dict[str, Step] = {"block": _block_order, "true-sequential": _true_sequential, "dense": _dense_order}
+
+
+def _from_statistics(
+    statistics: Statistics | None, block: Block, activations: Activations | None, settings: Settings
+) -> Solved:
+    """No forward pass: stored statistics, or none at all for a method that needs none."""
+    if statistics is None:
+        groups = [[name] for name in block.linears]
+        nothing = InputStatistics(0, 0, torch.empty(0))
+        return _solve_all(block, groups, dict.fromkeys(block.linears, nothing), settings)
+    groups = statistics.groups[block.index]
+    device = weight_matrix(block.linears[groups[0][0]]).device
+    return _solve_all(
+        block, groups, {g[0]: _moved(statistics.inputs[f"{block.name}.{g[0]}"], device) for g in groups}, settings
+    )
+
+
+def _solve_all(
+    block: Block, groups: Sequence[Sequence[str]], found: dict[str, InputStatistics], settings: Settings
+) -> Solved:
+    """Solves the groups of one block.
+
+    On a CPU they are solved side by side with one thread each: their many small operations gain little from a
+    second thread, and lose much where other programs keep the cores busy. Results do not depend on it.
+    """
+    workers = min(torch.get_num_threads(), len(groups))
+    if workers < 2 or found[groups[0][0]].squares.device.type != "cpu":
+        return [row for group in groups for row in _solve(block, group, found.pop(group[0]), settings)]
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        order = sorted(groups, key=lambda group: -len(found[group[0]].squares))  # the longest first
+        futures = {group[0]: pool.submit(_solve, block, group, found.pop(group[0]), settings) for group in order}
+        return [row for group in groups for row in futures[group[0]].result()]
+
+
+@torch.no_grad()
+def _solve(block: Block, group: Sequence[str], found: InputStatistics, settings: Settings) -> Solved:
+    """Prunes the Linear layers of one shared input together, in place; one report row and packed mask for each."""
+    started = time.perf_counter()
+    names = [f"{block.name}.{name}" for name in group]
+    matrices = [weight_matrix(block.linears[name]) for name in group]
+    parts = [len(matrix) for matrix in matrices]
+    W = torch.cat([matrix.float() for matrix in matrices])
+    if not torch.isfinite(W.sum()):
+        raise NumericalError(f"the weights of {' or '.join(names)} are not finite: the checkpoint is damaged")
+    try:
+        pruned = solver(settings.method)(
+            W, found, settings.sparsity, settings.pattern, parts=parts, damping=settings.damping,
+            reference=settings.reference,
+        )
+        damping = found.factor(settings.damping, settings.reference).damping if settings.needs == "gram" else None
+    except NumericalError as error:
+        raise NumericalError(f"{', '.join(names)}: {error}") from error
+    relative = [max(0.0, float(lost.sum())) / max(float(whole.sum()), 1e-30)
+              for lost, whole in zip(pruned.loss.split(parts), _energy(W, found).split(parts), strict=True)]
+    seconds = (time.perf_counter() - started) / len(names)
+    solved: Solved = []
+    for name, matrix, weight, mask, lost_share in zip(
+        names, matrices, pruned.weight.split(parts), pruned.mask.split(parts), relative, strict=True
+    ):
+        matrix.copy_(weight)
+        rows, columns = matrix.shape
+        count, nonzero = (int(torch.count_nonzero(x)) for x in (mask, matrix))
+        row = ModuleReport(
+            block.index, name, rows, columns, count, rows * columns - nonzero, count / (rows * columns), lost_share,
+            damping, found.tokens, seconds,
+        )
+        solved.append((row, pack_mask(mask)))
+    return solved
+
+
+def _energy(W: Tensor, found: InputStatistics) -> Tensor:
+    """Squared norm `[rows]` of each row's output over the calibration tokens, by the measure of `Pruned.loss`."""
+    if found.gram is not None:
+        return (W @ found.gram).mul_(W).sum(1)
+    return (W.square() * found.squares if len(found.squares) else W.square()).sum(1)
+
+
+def _restore(block: Block, tensors: dict[str, Tensor], activations: Activations | None, settings: Settings) -> None:
+    """Takes a finished block from its checkpoint and moves the activations past it, as the unbroken run did."""
+    if activations is not None and settings.order == "dense":
+        activations.advance(block)
+    for name, linear in block.linears.items():
+        weight_matrix(linear).copy_(tensors[f"weight/{block.name}.{name}"])
+    if activations is not None and settings.order != "dense":
+        activations.advance(block)
+
+
+@contextmanager
+def resident(block: Block, compute: torch.device) -> Iterator[None]:
+    """Holds one block on the compute device for a while (nothing moves if it is there already)."""
+    home = next(block.module.parameters()).device
+    if home != compute:
+        block.module.to(compute)
+    try:
+        yield
+    finally:
+        if home != compute:
+            block.module.to(home)
+
+
+def _choose_batch(
+    lm: LanguageModel, blocks: Sequence[Block], calibration: CalibrationSet, order: str, compute: torch.device
+) -> int:
+    """Windows per forward pass: all in `true-sequential` if they fit, else enough tokens for full speed.
+
+    Estimated peak of one block's forward, our own rule: a token needs its input of every Linear twice over and four
+    float32 copies of the hidden state; half of the free memory may be used.
+    """
+    shapes = [weight_matrix(linear).shape for linear in blocks[0].linears.values()]
+    per_token = lm.dtype.itemsize * 2 * sum(c + r for r, c in shapes) + 16 * min(c for _, c in shapes)
+    free = torch.cuda.mem_get_info(compute)[0] if compute.type == "cuda" else _free_memory()
+    fitting = max(1, int(0.5 * free / (per_token * calibration.seqlen)))
+    if order != "true-sequential" and compute.type == "cpu":
+        fitting = min(fitting, max(1, CPU_TOKENS // calibration.seqlen))
+    return min(fitting, calibration.n)
+
+
+def _free_memory() -> int:
+    """Bytes of memory that programs may still take (an estimate; 4 GiB where the system does not say)."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    except (OSError, StopIteration):
+        pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+        return pages * os.sysconf("SC_PAGE_SIZE") // 2 if pages else 4 << 30
+
+
+def _moved(item: InputStatistics, device: torch.device) -> InputStatistics:
+    gram = None if item.gram is None else item.gram.to(device)
+    return replace(item, squares=item.squares.to(device) if gram is None else gram.diagonal(), gram=gram)
+
+
+def _empty_report(
+    lm: LanguageModel, blocks: Sequence[Block], calibration: CalibrationSet | None, settings: Settings, size: int,
+    compute: torch.device,
+) -> PruneReport:
+    seen = None
+    if calibration is not None:
+        seen = {name: getattr(calibration, name) for name in ("sha256", "n", "seqlen", "spec")}
+    route = gram_route(torch.empty(0, dtype=lm.dtype, device=compute)) if settings.needs == "gram" else None
+    return PruneReport(
+        method=settings.method, sparsity=settings.sparsity, order=settings.order, reference=settings.reference,
+        pattern=str(settings.pattern) if settings.pattern else None, damping=settings.damping, model=lm.name,
+        fingerprint=lm.fingerprint, calibration=seen, device=str(compute), dtype=str(lm.dtype).removeprefix("torch."),
+        batch_size=size, gram_route=route, error_measure=ERROR_MEASURES[settings.needs], coverage=coverage(blocks),
+    )
+
+
+def _warn_few_tokens(
+    report: PruneReport, calibration: CalibrationSet | None, blocks: Sequence[Block], settings: Settings
+) -> None:
+    if calibration is None or settings.needs != "gram":
+        return
+    tokens = calibration.input_ids.numel()
+    columns = max(weight_matrix(linear).shape[1] for block in blocks for linear in block.linears.values())
+    if tokens < columns:
+        report.warnings.append(
+            f"{tokens} calibration tokens for up to {columns} columns: the Hessians are singular and solved by damping "
+            "alone; use more or longer windows"
+        )
+        warnings.warn(report.warnings[-1], stacklevel=4)
+
+
+def _damping_raised(report: PruneReport, settings: Settings) -> list[str]:
+    raised = [m for m in report.modules if m.damping is not None and m.damping > settings.damping * 1.5]
+    return [f"damping was raised to {m.damping:g} for {m.name}" for m in raised]

@@ -1,0 +1,151 @@
+"""Input statistics of a whole model: collected, added over sources, saved.
+
+The Gram matrix of a calibration set is the sum of those of its windows. With statistics of the dense model
+(`order="dense"`) any mixture of sources is therefore pruned from their stored statistics without a forward pass:
+`H = sum_s w_s H_s`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from igsp.assets import whole_or_nothing
+from igsp.errors import NumericalError, UsageError
+from igsp.pruning.kernels import CHUNK, add_gram
+from igsp.pruning.solvers import InputStatistics
+
+
+def empty(columns: int, needs: str, device: torch.device) -> InputStatistics:
+    """Zero statistics of an input of that many columns; `needs` is `norms` or `gram`."""
+    gram = torch.zeros(columns, columns, device=device) if needs == "gram" else None
+    squares = gram.diagonal() if gram is not None else torch.zeros(columns, device=device)
+    return InputStatistics(0, 0, squares, gram)
+
+
+def accumulate(statistics: InputStatistics, x: Tensor, windows: int, name: str, first_window: int) -> None:
+    """Adds the inputs `x` `[..., columns]` of `windows` calibration windows, in place.
+
+    Raises:
+        NumericalError: a non-finite input; names the Linear and the calibration window.
+    """
+    tokens = x.reshape(-1, x.shape[-1])
+    if statistics.gram is not None:
+        add_gram(statistics.gram, tokens)
+    else:
+        for chunk in tokens.split(CHUNK):
+            statistics.squares += chunk.float().square_().sum(0)
+    statistics.tokens += len(tokens)
+    statistics.windows += windows
+    if not torch.isfinite(statistics.squares).all():
+        finite = torch.isfinite(tokens.reshape(windows, -1)).all(1)
+        sample = first_window + int(torch.nonzero(~finite)[0]) if not finite.all() else first_window
+        raise NumericalError(
+            f"non-finite input of {name} in calibration window {sample}: the model overflows on this text; "
+            "load it in bfloat16 or float32, or drop the window"
+        )
+
+
+@dataclass
+class Statistics:
+    """Input statistics of every group of Linear layers of a model, from dense activations.
+
+    Attributes:
+        inputs: by the full name of the first Linear of each group that shares one input.
+        groups: for each block, the names (inside the block) of the Linear layers of each group.
+        fingerprint: of the model they were collected on.
+    """
+
+    inputs: dict[str, InputStatistics]
+    groups: list[list[list[str]]]
+    fingerprint: str
+
+    def save(self, path: str | Path) -> Path:
+        """Writes one safetensors file; of each symmetric Gram matrix the lower triangle alone."""
+        tensors = {}
+        for name, item in self.inputs.items():
+            if item.gram is None:
+                tensors[f"{name}.squares"] = item.squares.cpu().contiguous()
+            else:
+                rows, columns = torch.tril_indices(len(item.gram), len(item.gram))
+                tensors[f"{name}.gram"] = item.gram.cpu()[rows, columns]
+        counts = {name: [item.tokens, item.windows] for name, item in self.inputs.items()}
+        with whole_or_nothing(Path(path)) as temporary:
+            save_file(tensors, temporary, {
+                "fingerprint": self.fingerprint, "counts": json.dumps(counts), "groups": json.dumps(self.groups),
+            })
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Statistics:
+        """Reads what `save` wrote; raises `UsageError` if the file is no such thing."""
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            counts = json.loads(metadata["counts"])
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
+            raise UsageError(f"'{path}' holds no pruning statistics: {error}") from None
+        inputs = {}
+        for name, (tokens, windows) in counts.items():
+            packed = tensors.get(f"{name}.gram")
+            gram = None if packed is None else _unpack(packed)
+            squares = tensors[f"{name}.squares"] if gram is None else gram.diagonal()
+            inputs[name] = InputStatistics(tokens, windows, squares, gram)
+        return cls(inputs, json.loads(metadata["groups"]), metadata["fingerprint"])
+
+
+def _unpack(packed: Tensor) -> Tensor:
+    size = int((2 * len(packed) + 0.25) ** 0.5)
+    rows, columns = torch.tril_indices(size, size)
+    gram = torch.empty(size, size)
+    gram[rows, columns] = packed
+    gram[columns, rows] = packed
+    return gram
+
+
+def combine(statistics: Mapping[str, Statistics], weights: Mapping[str, float] | None = None) -> Statistics:
+    """Statistics of a mixture: `H = sum_s w_s H_s / tokens_s`, scaled to the total number of tokens.
+
+    Weights are shares of tokens and are normalised to sum 1; equal by default. Equal sets of equal weight give
+    exactly the statistics of their concatenation.
+
+    Raises:
+        UsageError: nothing to combine, unusable weights, or statistics of different models.
+    """
+    weights = dict.fromkeys(statistics, 1.0) if weights is None else weights
+    used = {name: float(weight) for name, weight in weights.items() if weight}
+    if not used or not set(used) <= set(statistics) or min(used.values()) < 0:
+        raise UsageError(f"mixture weights {dict(weights)} must be positive and name some of {list(statistics)}")
+    parts = [statistics[name] for name in used]
+    if len({part.fingerprint for part in parts}) != 1 or len({tuple(part.inputs) for part in parts}) != 1:
+        raise UsageError("statistics of different models cannot be combined")
+    total = sum(used.values())
+    return Statistics(
+        {
+            name: _weighted([part.inputs[name] for part in parts], [weight / total for weight in used.values()])
+            for name in parts[0].inputs
+        },
+        parts[0].groups,
+        parts[0].fingerprint,
+    )
+
+
+def _weighted(parts: list[InputStatistics], weights: list[float]) -> InputStatistics:
+    tokens = sum(part.tokens for part in parts)
+    scales = [weight * tokens / part.tokens for part, weight in zip(parts, weights, strict=True)]
+    windows = sum(part.windows for part in parts)
+    if any(part.gram is None for part in parts):
+        squares = sum(scale * part.squares for part, scale in zip(parts, scales, strict=True))
+        return InputStatistics(tokens, windows, torch.as_tensor(squares))
+    gram = torch.zeros_like(parts[0].gram)  # type: ignore[arg-type]
+    for part, scale in zip(parts, scales, strict=True):
+        gram.add_(part.gram, alpha=scale)  # type: ignore[arg-type]
+    return InputStatistics(tokens, windows, gram.diagonal(), gram)

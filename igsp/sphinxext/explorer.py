@@ -1,0 +1,122 @@
+"""Data of the explorer page: one row per strategy and setting, out of the stored records; plain numbers, no model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from igsp.sources import DIMENSIONS, catalogue
+from igsp.store import Record
+
+FIRST = ("calibration_perplexity", "aggregation_4")  # the metrics that the paper names lead the list
+DIGITS = 4  # significant enough for a picture and a rank
+
+
+@dataclass(frozen=True)
+class Point:
+    """One strategy at one setting, averaged over its draws.
+
+    Attributes:
+        run: method, sparsity and size of the calibration set, in words.
+        strategy: source id, mix or protocol.
+        kind: the dimension of a source, `mix` for everything that is not a source.
+        metrics: OIT metrics by name, of the first draw that has them.
+        retention: likelihood retention in percent by dimension, and `total`.
+        draws: calibration draws behind the retention.
+    """
+
+    run: str
+    strategy: str
+    kind: str
+    metrics: Mapping[str, float]
+    retention: Mapping[str, float]
+    draws: int
+
+
+def points(records: Iterable[Record]) -> list[Point]:
+    """The points that a store of records holds, ordered by run and strategy.
+
+    A store can hold several generations of scores (another suite, other versions): the one whose dense model was
+    scored last is shown. A pruned cell counts if the metrics of its calibration set are in the store.
+    """
+    everything = list(records)
+    dense = [r for r in everything if r.spec.get("stage") == "dense"]
+    if not dense:
+        return []
+    newest = max(dense, key=lambda record: str(record.provenance.get("finished", "")))
+    metrics = {r.spec["calibration"]: r.metrics["information"] for r in everything if r.spec.get("stage") == "profile"}
+    groups: dict[tuple[str, str], list[tuple[dict[str, float], str]]] = {}
+    for record in everything:
+        if record.spec.get("stage") == "cell" and _setting(record) == _setting(newest):
+            kept = likelihood_retention(record.metrics["scores"], newest.metrics["scores"])
+            labels = record.metrics["labels"]
+            key = (run_name(record.spec, labels.get("calibration") or {}), labels["strategy"])
+            groups.setdefault(key, []).append((kept, record.spec["calibration"]))
+    found = []
+    for (run, strategy), cells in sorted(groups.items()):
+        known = next((metrics[sha] for _, sha in cells if sha in metrics), None)
+        if known is not None:
+            kept = {name: _round(np.mean([cell[name] for cell, _ in cells])) for name in cells[0][0]}
+            values = {name: _round(value) for name, value in known.items()}
+            found.append(Point(run, strategy, _kind(strategy), values, kept, len(cells)))
+    return found
+
+
+def likelihood_retention(pruned: Mapping[str, Any], dense: Mapping[str, Any]) -> dict[str, float]:
+    """`100 * bits per byte of the dense model / of the pruned model` per dimension, and their mean as `total`."""
+    full = {task["task"]: task for task in dense["tasks"] if task["metric"] == "bits_per_byte"}
+    shares: dict[str, list[float]] = {}
+    for task in pruned["tasks"]:
+        if task["task"] in full:
+            shares.setdefault(task["dimension"], []).append(100 * full[task["task"]]["value"] / task["value"])
+    kept = {name: float(np.mean(shares[name])) for name in DIMENSIONS if name in shares}
+    return {**kept, "total": float(np.mean(list(kept.values())))}
+
+
+def html(found: Sequence[Point]) -> str:
+    """The explorer as HTML: four choices, an empty drawing that the script fills, and the data."""
+    shared = set.intersection(*(set(p.metrics) for p in found))
+    metrics = sorted(shared, key=lambda name: (name not in FIRST, name))
+    choices = {
+        "run": ("Run", [(run, run) for run in dict.fromkeys(p.run for p in found)]),
+        "metric": ("Metric", [(name, name.replace("_", " ")) for name in metrics]),
+        "dimension": ("Retention of", [(name, name.capitalize()) for name in (*DIMENSIONS, "total")]),
+        "scale": ("Axes", [("values", "values"), ("ranks", "ranks")]),
+    }
+    form = "".join(_select(name, title, options) for name, (title, options) in choices.items())
+    data = json.dumps([asdict(p) for p in found], separators=(",", ":")).replace("<", "\\u003c")
+    return (
+        f'<div class="igsp-explorer"><form onsubmit="return false">{form}</form>'
+        '<svg viewBox="0 0 520 350" role="img" aria-label="Scatter plot of the chosen metric and retention"></svg>'
+        f'<p data-summary aria-live="polite"></p><script type="application/json">{data}</script></div>'
+    )
+
+
+def _select(name: str, title: str, options: Iterable[tuple[str, str]]) -> str:
+    items = "".join(f'<option value="{escape(value)}">{escape(text)}</option>' for value, text in options)
+    return f'<label>{title}<select data-control="{name}">{items}</select></label>'
+
+
+def run_name(spec: Mapping[str, Any], calibration: Mapping[str, Any]) -> str:
+    """Method and sparsity, the size of the calibration set, and pattern and order where they are not the usual ones."""
+    extra = [f"{calibration['n']} × {calibration['seqlen']} tokens"] if {"n", "seqlen"} <= calibration.keys() else []
+    extra += [str(spec[key]) for key in ("pattern", "order") if spec.get(key) not in (None, "block")]
+    return ", ".join([f"{spec['method']} {100 * spec['sparsity']:g} %", *extra])
+
+
+def _setting(record: Record) -> str:
+    return str([record.spec.get(key) for key in ("model", "device", "dtype", "suite", "versions")])
+
+
+def _kind(strategy: str) -> str:
+    source = catalogue().get(strategy)
+    return source.dimension if source else "mix"
+
+
+def _round(value: Any) -> float:
+    return float(f"{float(value):.{DIGITS}g}")

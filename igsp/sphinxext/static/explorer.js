@@ -1,0 +1,84 @@
+// The explorer: metric against retention over the stored strategies. Data come with the page; nothing is requested.
+"use strict";
+
+function startExplorer(root) {
+  const data = JSON.parse(root.querySelector("script[type='application/json']").textContent);
+  const control = (name) => root.querySelector(`[data-control="${name}"]`);
+  const [run, metric, dimension, scale] = ["run", "metric", "dimension", "scale"].map(control);
+  const picture = root.querySelector("svg");
+  const summary = root.querySelector("[data-summary]");
+  const box = { left: 62, right: 500, top: 14, bottom: 300 };
+
+  const ranks = (values) => values.map((v) =>
+    values.filter((w) => w < v).length + (values.filter((w) => w === v).length + 1) / 2);
+
+  function pearson(a, b) {
+    const mean = (x) => x.reduce((s, v) => s + v, 0) / x.length;
+    const [ma, mb] = [mean(a), mean(b)];
+    const sum = (f) => a.reduce((s, _, i) => s + f(a[i] - ma, b[i] - mb), 0);
+    return sum((x, y) => x * y) / Math.sqrt(sum((x) => x * x) * sum((_, y) => y * y));
+  }
+
+  function svg(name, attributes, text) {
+    const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    if (text !== undefined) node.textContent = text;
+    return node;
+  }
+
+  function axis(values, from, to) {
+    const [low, high] = [Math.min(...values), Math.max(...values)];
+    const pad = (high - low || 1) * 0.06;
+    return { low, high, at: (v) => from + (v - low + pad) / (high - low + 2 * pad) * (to - from) };
+  }
+
+  const shapes = {
+    general: (x, y) => svg("circle", { cx: x, cy: y, r: 6 }),
+    commonsense: (x, y) => svg("rect", { x: x - 5.5, y: y - 5.5, width: 11, height: 11 }),
+    code: (x, y) => svg("path", { d: `M${x} ${y - 7}l7 12h-14z` }),
+    math: (x, y) => svg("path", { d: `M${x} ${y - 8}l8 8l-8 8l-8-8z` }),
+    mix: (x, y) => svg("path", { d: `M${x - 6} ${y - 6}l12 12M${x + 6} ${y - 6}l-12 12`, fill: "none", "stroke-width": 2.5 }),
+  };
+
+  function draw() {
+    const rows = data.filter((p) => p.run === run.value && p.metrics[metric.value] !== undefined);
+    const sources = rows.filter((p) => p.kind !== "mix");
+    const ranked = scale.value === "ranks";
+    const shown = ranked ? sources : rows;
+    let xs = shown.map((p) => p.metrics[metric.value]);
+    let ys = shown.map((p) => p.retention[dimension.value]);
+    if (ranked) [xs, ys] = [ranks(xs), ranks(ys)];
+    const x = axis(xs, box.left, box.right), y = axis(ys, box.bottom, box.top);
+    const round = (v) => Number(v.toPrecision(3)).toString();
+    const parts = [
+      svg("path", { d: `M${box.left} ${box.top}V${box.bottom}H${box.right}`, fill: "none", stroke: "currentColor" }),
+      svg("text", { x: (box.left + box.right) / 2, y: box.bottom + 40, "text-anchor": "middle" },
+        metric.selectedOptions[0].text + (ranked ? ", rank" : "")),
+      svg("text", { x: 14, y: (box.top + box.bottom) / 2, "text-anchor": "middle",
+        transform: `rotate(-90 14 ${(box.top + box.bottom) / 2})` },
+        `${dimension.selectedOptions[0].text} ${ranked ? "rank" : "retention, %"}`),
+    ];
+    for (const [a, anchor] of [[x.low, "start"], [x.high, "end"]])
+      parts.push(svg("text", { x: x.at(a), y: box.bottom + 18, "text-anchor": anchor }, round(a)));
+    for (const b of [y.low, y.high])
+      parts.push(svg("text", { x: box.left - 6, y: y.at(b) + 5, "text-anchor": "end" }, round(b)));
+    shown.forEach((p, i) => {
+      const mark = shapes[p.kind](x.at(xs[i]), y.at(ys[i]));
+      mark.setAttribute("class", `igsp-mark igsp-mark-${p.kind}`);
+      mark.append(svg("title", {}, `${p.strategy}: ${metric.value} ${p.metrics[metric.value]}, ${dimension.value} ${p.retention[dimension.value]} %`));
+      parts.push(mark);
+    });
+    picture.replaceChildren(...parts);
+    const rho = pearson(ranks(sources.map((p) => p.metrics[metric.value])), ranks(sources.map((p) => p.retention[dimension.value])));
+    const best = rows.reduce((a, b) => (b.retention[dimension.value] > a.retention[dimension.value] ? b : a));
+    summary.textContent = `${run.value}: over ${sources.length} sources the rank correlation of ${metric.selectedOptions[0].text} with ` +
+      `${dimension.selectedOptions[0].text} retention is ${Number.isFinite(rho) ? rho.toFixed(2).replace("-", "\u2212") : "not defined"}. ` +
+      `Most is kept by ${best.strategy}: ${best.retention[dimension.value].toFixed(1)} %.`;
+    picture.setAttribute("aria-label", summary.textContent);
+  }
+
+  for (const select of [run, metric, dimension, scale]) select.addEventListener("change", draw);
+  draw();
+}
+
+for (const root of document.querySelectorAll(".igsp-explorer")) startExplorer(root);

@@ -1,0 +1,319 @@
+"""What a reader can rely on about scores: they are what the model's logits say, on items that are well formed."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from igsp import items
+from igsp.errors import NumericalError, UnknownName, UsageError
+from igsp.evaluation import Scores, evaluate, heldout_texts, load_suite, ratio_with_stderr, suite_sha256
+from igsp.models import LanguageModel, tokenizer_fingerprint
+from igsp.sources import DIMENSIONS, catalogue, documents
+
+SHAPE = dict(vocab_size=257, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+             num_key_value_heads=2, max_position_embeddings=2048)
+QUICK = load_suite("quick")
+CHOICES = [task.task for task in QUICK.tasks if task.metric == "acc"]
+TEXTS = [task.task for task in QUICK.tasks if task.metric == "bits_per_byte"]
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte, and a BOS token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(["<s>", *alphabet])}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="<s>")
+
+
+def tiny(kind: str = "llama") -> LanguageModel:
+    torch.manual_seed(0)
+    if kind == "llama":
+        model = LlamaForCausalLM(LlamaConfig(**SHAPE))
+    else:  # caps its logits: the head alone does not give them
+        model = Gemma2ForCausalLM(Gemma2Config(**SHAPE, head_dim=8, final_logit_softcapping=0.1))
+    with torch.no_grad():  # a random model of the usual scale is nearly uniform: make it opinionated
+        model.get_output_embeddings().weight.mul_(20)
+    return LanguageModel(model.eval(), byte_tokenizer(), kind, "0" * 64)
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    return tiny()
+
+
+@pytest.fixture
+def own_suite(tmp_path):
+    """A suite outside the package: its own task file and data beside it."""
+    answers = [[str(2 * a), str(a), "many things"] for a in range(7)]
+    rows = [{"query": f"{a} plus {a} is", "choices": answers[a], "gold": a % 3} for a in range(7)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "sums.yaml").write_text(
+        "task: sums\ndataset_path: json\ndataset_kwargs: {data_files: {test: rows.jsonl}}\ntest_split: test\n"
+        "output_type: multiple_choice\ndoc_to_text: query\ndoc_to_choice: choices\ndoc_to_target: gold\n"
+        "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
+    )
+    path = tmp_path / "mine.yaml"
+    path.write_text("tasks:\n- {task: sums, dimension: math, metric: acc, chance: 0.33}\n"
+                    "- {task: text_math, dimension: math, metric: bits_per_byte, limit: 3}\n")
+    return path, rows
+
+
+def log_likelihood(lm: LanguageModel, context: str, text: str) -> float:
+    """Log-probability (nats) of `text` after `context` (BOS if empty), straight from the logits."""
+    before = lm.tokenizer.encode(context) if context else [lm.tokenizer.bos_token_id]
+    ids = torch.tensor([before + lm.tokenizer.encode(text)])
+    with torch.no_grad():
+        logp = lm.model(ids).logits.double().log_softmax(-1)[0, :-1]
+    return logp.gather(1, ids[0, 1:, None])[len(before) - 1 :].sum().item()
+
+
+def test_bits_per_byte_is_that_of_the_logits(lm, own_suite):
+    score = evaluate(lm, own_suite[0], progress=False)["text_math"]
+    texts = heldout_texts(own_suite[0])["math"]
+    assert score.n == len(texts) == 3
+    for (bits, size), text in zip(score.items, texts, strict=True):
+        assert size == len(text.encode())
+        assert bits == pytest.approx(-log_likelihood(lm, "", text) / math.log(2), rel=1e-5)
+    assert score.value == pytest.approx(sum(b for b, _ in score.items) / sum(s for _, s in score.items))
+    assert not score.higher_is_better and score.chance is None
+
+
+def test_accuracy_is_that_of_the_likeliest_choice(lm, own_suite):
+    path, rows = own_suite
+    score = evaluate(lm, path, tasks=["sums"], progress=False)["sums"]
+    picked = []
+    for row in rows:
+        likelihoods = [log_likelihood(lm, row["query"], f" {choice}") for choice in row["choices"]]
+        picked.append(float(likelihoods.index(max(likelihoods)) == row["gold"]))
+    assert [value for (value,) in score.items] == picked
+    assert score.value == pytest.approx(sum(picked) / 7)
+    assert score.stderr == pytest.approx(torch.tensor(picked).std().item() / math.sqrt(7), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_scorer_gives_the_numbers_of_lm_evals_own_model(kind):
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from igsp.harness import Scorer
+
+    model = tiny(kind)
+    pairs = [("a b", " c"), ("a b", " d"), ("", "start"), ("one two", " four five"), ("x" * 90, " y"),
+             ("a b", " cc"), ("one two", " six"), ("x" * 90, " zz zz"), ("a", "b"), ("a", "c")]
+    requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+    rolling = [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(["some text", "é" * 50])]
+    stock = HFLM(pretrained=model.model, tokenizer=model.tokenizer, batch_size=1, add_bos_token=False)
+    expected = stock.loglikelihood(requests), stock.loglikelihood_rolling(rolling)
+    for batch_size, tokens in ((None, 4096), (1, 4096), (None, 10), (3, 200)):
+        scorer = Scorer(model, batch_size, tokens, progress=False)
+        assert (scorer._decoder is None) == (kind == "gemma2")
+        found = scorer.loglikelihood(requests)
+        assert [total for total, _ in found] == pytest.approx([total for total, _ in expected[0]], abs=1e-4)
+        assert [greedy for _, greedy in found] == [greedy for _, greedy in expected[0]]
+        assert scorer.loglikelihood_rolling(rolling) == pytest.approx(expected[1], abs=1e-3)
+
+
+def test_quick_suite_has_both_measures_of_every_dimension(lm):
+    assert [task.dimension for task in QUICK.tasks if task.metric == "bits_per_byte"] == list(DIMENSIONS)
+    assert {task.dimension for task in QUICK.tasks if task.metric == "acc"} == set(DIMENSIONS)
+    scores = evaluate(lm, "quick", limit=2, progress=False)
+    assert [s.task for s in scores] == [task.task for task in QUICK.tasks]
+    assert all(s.n == 2 and math.isfinite(s.value) and math.isfinite(s.stderr) for s in scores)
+    assert scores.settings["add_bos_token"] is False
+
+
+def test_a_smaller_limit_scores_the_first_items_of_a_larger_one(lm):
+    few, more = (evaluate(lm, tasks=["arithmetic", "text_code"], limit=n, progress=False) for n in (2, 5))
+    for score in few:
+        assert torch.allclose(torch.tensor(score.items), torch.tensor(more[score.task].items[:2]), rtol=1e-5)
+
+
+def test_evaluation_leaves_model_and_tokenizer_as_they_were(lm):
+    before, weights = tokenizer_fingerprint(lm.tokenizer), {k: v.clone() for k, v in lm.model.state_dict().items()}
+    evaluate(lm, tasks=["arithmetic"], limit=1, progress=False)
+    assert lm.tokenizer.pad_token is None and tokenizer_fingerprint(lm.tokenizer) == before
+    assert all(torch.equal(v, weights[k]) for k, v in lm.model.state_dict().items())
+
+
+def test_scores_survive_json(lm):
+    scores = evaluate(lm, tasks=["arithmetic", "text_code"], limit=3, progress=False)
+    assert Scores.from_dict(json.loads(json.dumps(scores.to_dict()))) == scores
+
+
+def test_ratio_is_of_totals_and_its_error_shrinks_with_more_rows():
+    torch.manual_seed(0)
+    rows = torch.rand(400, 2).double().numpy() + 0.5
+    value, stderr = ratio_with_stderr(rows)
+    assert value == pytest.approx(rows[:, 0].sum() / rows[:, 1].sum())
+    # delta method: the residuals b - R s over root n and the mean size
+    residuals = rows[:, 0] - value * rows[:, 1]
+    assert stderr == pytest.approx(residuals.std(ddof=1) / rows[:, 1].mean() / 20, rel=0.15)
+    assert math.isnan(ratio_with_stderr(rows[:1])[1])
+
+
+def test_weights_that_are_not_finite_are_reported():
+    model = tiny()
+    with torch.no_grad():
+        model.model.get_decoder().layers[0].mlp.down_proj.weight[0, 0] = math.nan
+    with pytest.raises(NumericalError, match="not finite"):
+        evaluate(model, tasks=["arithmetic"], limit=1, progress=False)
+
+
+def test_unknown_names_name_the_nearest(lm):
+    with pytest.raises(UnknownName, match="quick"):
+        evaluate(lm, "quik")
+    with pytest.raises(UnknownName, match="arithmetic"):
+        evaluate(lm, tasks=["arithmetics"])
+    with pytest.raises(UsageError, match="limit"):
+        evaluate(lm, limit=0)
+    with pytest.raises(UnknownName, match="arithmetic"):
+        items.rows("arithmetics")
+    with pytest.raises(UnknownName, match="math"):
+        Scores("m", "s", ())["math"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("tasks: [{task: a, dimension: math, metrik: acc}]", "metrik"), ("tasks: [{task: a, metric: acc}]", "dimension"),
+     ("tasks: [{task: a, dimension: maths, metric: acc}]", "math"), ("tsks: []", "tasks"), ("tasks: [a]", "task 1"),
+     ("tasks: [{task: a, dimension: math, metric: acc, limit: 0}]", "limit"),
+     ("tasks: [{task: a, dimension: math, metric: acc, chance: 25}]", "chance"),
+     ("tasks: [{task: a, dimension: math, metric: acc}]\nabout: x\nname: y", "name"),
+     ("tasks: [{task: a, dimension: math, metric: acc}, {task: a, dimension: math, metric: acc}]", "twice"),
+     ("tasks: [", "no YAML")],
+)
+def test_a_wrong_suite_file_names_file_and_field(tmp_path, text, message):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message) as error:
+        load_suite(path)
+    assert "broken.yaml" in str(error.value)
+
+
+def test_a_metric_that_a_task_lacks_and_a_missing_data_file_are_named(lm, own_suite):
+    path, _ = own_suite
+    path.write_text("tasks: [{task: sums, dimension: math, metric: acc_norms}]")
+    with pytest.raises(UnknownName, match="acc_norms"):
+        evaluate(lm, path, progress=False)
+    (path.parent / "rows.jsonl").unlink()
+    with pytest.raises(UsageError, match="no data file"):
+        evaluate(lm, path, progress=False)
+
+
+def test_data_files_are_found_in_a_mirror(lm, own_suite, tmp_path, monkeypatch):
+    path, _ = own_suite
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    (path.parent / "rows.jsonl").rename(mirror / "rows.jsonl")
+    monkeypatch.setenv("IGSP_DATA", str(mirror))
+    assert evaluate(lm, path, tasks=["sums"], progress=False)["sums"].n == 7
+
+
+def test_suite_hash_follows_items_and_lines(own_suite):
+    path, rows = own_suite
+    first = suite_sha256(path)
+    assert suite_sha256(path) == first
+    (path.parent / "rows.jsonl").write_text("\n".join(map(json.dumps, rows[:-1])))
+    changed = suite_sha256(path)
+    assert changed != first
+    path.write_text(path.read_text().replace("limit: 3", "limit: 4"))
+    assert suite_sha256(path) not in {first, changed}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_choices_are_well_formed(name):
+    rows = items.rows(name)
+    number = len(rows[0]["choices"])
+    assert len(rows) >= 100
+    for row in rows:
+        assert row["query"].strip() and len({c.strip().lower() for c in row["choices"]} - {""}) == number
+    counts = [sum(row["gold"] == position for row in rows) for position in range(number)]
+    assert max(counts) - min(counts) <= 1
+    assert len({(row["query"], row["choices"][row["gold"]]) for row in rows}) > 0.9 * len(rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [("wiki_definition", "wiki_leads"), ("story_next", "parables"), ("next_line", "codeio stdlib")],
+)
+def test_every_choice_comes_from_the_heldout_side(name, source):
+    texts = [d.text for s in source.split() for d in documents(s, "heldout")]
+    held = "\n".join(" ".join(text.split()) for text in texts)
+    assert all(" ".join(choice.split()) in held for row in items.rows(name) for choice in row["choices"])
+
+
+def test_arithmetic_is_right():
+    for row in items.rows("arithmetic"):
+        a, sign, b, _ = row["query"].splitlines()[-1].split()
+        results = {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}
+        assert int(row["choices"][row["gold"]]) == results[sign]
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_texts_have_the_stated_size_and_alternate_between_their_sets(name):
+    rows = items.rows(name)
+    origins = list(dict.fromkeys(row["origin"] for row in rows))
+    assert len(rows) >= 24 and len(origins) >= 2
+    assert [row["origin"] for row in rows] == [origins[i % len(origins)] for i in range(len(rows))]
+    assert all(items.PIECE_BYTES // 2 <= len(row["text"].encode()) <= items.PIECE_BYTES for row in rows)
+
+
+def test_no_calibration_source_contains_a_scored_text():
+    sources = [name for name, entry in catalogue().items() if not entry.slow]
+    known = "\n".join(document.text for name in sources for document in documents(name, "all"))
+    for texts in heldout_texts("quick").values():
+        for text in texts:
+            middle = max(text.splitlines(), key=len).strip()[:60]
+            assert middle not in known
+
+
+def test_a_damaged_item_file_is_built_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(items, "cache_dir", lambda: tmp_path)
+    first = items.rows("arithmetic")
+    (path,) = (tmp_path / "items").iterdir()
+    whole = path.read_text()
+    path.write_text(whole[: len(whole) // 2])
+    assert items.rows("arithmetic") == first
+    assert path.read_text() == whole
+
+
+def test_importing_the_module_does_not_import_lm_eval():
+    import subprocess
+
+    code = "import sys, igsp.evaluation, igsp.items; assert 'lm_eval' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_trivial_solvers_beat_what_they_are_made_for_and_nothing_else():
+    from igsp import baselines
+
+    rows = [
+        {"query": "the cat sat", "choices": ["cat", "a dog there"], "gold": 1},
+        {"query": "b c", "choices": ["b", "ddd"], "gold": 0},
+    ]
+    assert baselines.accuracy(baselines._longest, rows) == 0.5
+    assert baselines.accuracy(baselines._overlap, rows) == 0.5
+    model = baselines.Trigram(["a b c . a b d . a b c"], 1000)
+    likelihood = {word: model.log_probability("a b", word) for word in "abcd."}
+    assert likelihood["c"] > likelihood["d"] > likelihood["a"]
+    # five words and one share of the unknown ones: all probability is accounted for
+    unknown = model.log_probability("a b", "zzz")
+    assert sum(map(math.exp, [*likelihood.values(), unknown])) == pytest.approx(1)
+
+
+@pytest.mark.model
+def test_dense_model_beats_every_trivial_solver_on_every_choice_task():
+    from igsp import baselines, load_model
+
+    dense = evaluate(load_model("smollm2-135m"), "quick", progress=False)
+    for row in baselines.baselines("quick"):
+        score = dense[row["task"]]
+        assert score.value - row["best"] >= 3 * score.stderr, row

@@ -1,0 +1,325 @@
+"""The driver: orders, additive statistics, resuming, saving, reports and bad input, on tiny random models."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FAMILIES, tiny_calibration, tiny_model
+from transformers import AutoModelForCausalLM
+
+from igsp.errors import IgspError, NumericalError, TokenizerMismatch, UnknownName, UsageError
+from igsp.pruning import checkpoint as checkpoints
+from igsp.pruning import driver
+from igsp.pruning.blocks import capture_calls, find_blocks, first_inputs, replay, weight_matrix
+from igsp.pruning.driver import METHODS, Statistics, collect_statistics, combine, prune, save
+from igsp.pruning.report import load_masks, pack_mask, unpack_mask
+from igsp.pruning.solvers import InputStatistics, exact_count, sparsegpt
+
+
+def pruned(family="llama", n=8, **arguments):
+    lm = tiny_model(family)
+    report = prune(lm, tiny_calibration(lm, n=n), progress=False, **arguments)
+    return lm, report
+
+
+def weights(lm):
+    return {f"{b.name}.{n}": weight_matrix(m) for b in find_blocks(lm.model) for n, m in b.linears.items()}
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(weights(a).values(), weights(b).values(), strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_family_reaches_exact_counts(family, method):
+    lm, report = pruned(family, method=method, sparsity=0.6)
+    found = weights(lm)
+    assert {m.name for m in report.modules} == set(found)
+    for module in report.modules:
+        matrix, mask = found[module.name], report.mask(module.name)
+        rows, columns = matrix.shape
+        count = rows * exact_count(columns, 0.6) if method == "wanda" else exact_count(rows * columns, 0.6)
+        assert int(mask.sum()) == module.pruned == count
+        assert (matrix[mask] == 0).all() and module.zeros >= count
+        assert 0 < module.error < 1
+    assert report.coverage == 1.0 and report.pruned == sum(m.pruned for m in report.modules)
+
+
+@pytest.mark.parametrize("order", ["block", "true-sequential", "dense"])
+@pytest.mark.parametrize("pattern", ["2:4", "4:8"])
+def test_patterns_hold_in_every_order(order, pattern):
+    lm, report = pruned(order=order, pattern=pattern)
+    keep, group = map(int, pattern.split(":"))
+    assert report.reached == report.sparsity == 0.5
+    for matrix in weights(lm).values():
+        assert ((matrix.reshape(-1, group) != 0).sum(1) == keep).all()
+
+
+def by_hand(lm, calibration, order):
+    """Prunes with SparseGPT in the stated order, written out plainly: all windows at once, one Linear at a time."""
+    model, blocks = lm.model, find_blocks(lm.model)
+    dense = copy.deepcopy(model)
+    hidden = first_inputs(model, blocks, calibration.input_ids)
+    calls = capture_calls(model, blocks, calibration.input_ids)
+
+    def gram(of, block, name):
+        seen = []
+        handle = find_blocks(of)[block.index].linears[name].register_forward_pre_hook(lambda m, a: seen.append(a[0]))
+        replay(find_blocks(of)[block.index], hidden, calls[block.index])
+        handle.remove()
+        x = seen[0].reshape(-1, seen[0].shape[-1])
+        return InputStatistics(len(x), calibration.n, x.square().sum(0), x.T @ x)
+
+    for block in blocks:
+        unpruned = copy.deepcopy(model)
+        for name in ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
+                     "mlp.up_proj", "mlp.down_proj"]:
+            matrix = weight_matrix(block.linears[name])
+            statistics = gram(model if order == "true-sequential" else unpruned, block, name)
+            matrix.copy_(sparsegpt(matrix, statistics, 0.6).weight)
+        hidden = replay(find_blocks(dense)[block.index] if order == "dense" else block, hidden, calls[block.index])
+
+
+@pytest.mark.parametrize("order", ["block", "true-sequential", "dense"])
+@pytest.mark.parametrize("batch_size", [8, 3])
+def test_orders_are_what_they_say(order, batch_size):
+    expected = tiny_model()
+    by_hand(expected, tiny_calibration(expected), order)
+    lm, _ = pruned(order=order, batch_size=batch_size)
+    for a, b in zip(weights(lm).values(), weights(expected).values(), strict=True):
+        assert ((a == 0) != (b == 0)).float().mean() < 0.01
+        assert torch.allclose(a, b, atol=2e-2) or ((a - b).abs() > 2e-2).float().mean() < 0.01
+
+
+def test_orders_differ():
+    masks = [pruned(order=order)[1].mask("model.layers.2.mlp.down_proj") for order in driver.STEPS]
+    assert not torch.equal(masks[0], masks[1]) and not torch.equal(masks[1], masks[2])
+
+
+def test_statistics_of_parts_add_up_to_those_of_the_whole():
+    lm = tiny_model()
+    whole = tiny_calibration(lm, n=8)
+    halves = [replace(whole, input_ids=ids, windows=whole.windows[:4]) for ids in whole.input_ids.split(4)]
+    together = collect_statistics(lm, whole, progress=False)
+    parts = {str(i): collect_statistics(lm, half, progress=False) for i, half in enumerate(halves)}
+    added = combine(parts, {"0": 1, "1": 1})
+    for name, item in together.inputs.items():
+        assert torch.allclose(item.gram, added.inputs[name].gram, rtol=1e-4, atol=1e-3)
+        assert item.tokens == added.inputs[name].tokens == 256
+    heavy = combine(parts, {"0": 3, "1": 1})
+    name = next(iter(together.inputs))
+    expected = 1.5 * parts["0"].inputs[name].gram + 0.5 * parts["1"].inputs[name].gram
+    assert torch.allclose(heavy.inputs[name].gram, expected, rtol=1e-5)
+
+
+def test_stored_statistics_prune_as_the_dense_order_does(tmp_path):
+    direct, _ = pruned(order="dense")
+    lm = tiny_model()
+    path = collect_statistics(lm, tiny_calibration(lm), progress=False).save(tmp_path / "statistics.safetensors")
+    report = prune(lm, statistics=Statistics.load(path), progress=False)
+    assert same(lm, direct) and report.order == "dense"
+    norms = collect_statistics(tiny_model(), tiny_calibration(lm), gram=False, progress=False)
+    wanda = tiny_model()
+    prune(wanda, statistics=norms, method="wanda", progress=False)
+    assert same(wanda, pruned(order="dense", method="wanda")[0])
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[3])
+import torch
+from conftest import tiny_calibration, tiny_model
+from igsp.pruning.checkpoint import Checkpoint
+from igsp.pruning.driver import prune
+written = Checkpoint.save
+def save(self, block, tensors, modules):
+    if block == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    written(self, block, tensors, modules)
+Checkpoint.save = save
+lm = tiny_model(dtype=torch.bfloat16)
+prune(lm, tiny_calibration(lm), order=sys.argv[1], checkpoint=sys.argv[2], batch_size=8, progress=False)
+"""
+
+
+@pytest.mark.parametrize("order", ["block", "true-sequential", "dense"])
+def test_a_killed_run_resumes_to_the_same_bits(order, tmp_path):
+    folder = tmp_path / "checkpoint"
+    command = [sys.executable, "-c", KILLED, order, str(folder), str(Path(__file__).parent)]
+    assert subprocess.run(command, capture_output=True).returncode == -9
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "block-0000.safetensors", "block-0001.safetensors", "run.json"
+    ]
+    resumed, unbroken = tiny_model(dtype=torch.bfloat16), tiny_model(dtype=torch.bfloat16)
+    calibration = tiny_calibration(resumed)
+    report = prune(resumed, calibration, order=order, checkpoint=folder, progress=False)
+    whole = prune(unbroken, calibration, order=order, batch_size=8, progress=False)
+    assert report.resumed_blocks == 2 and report.batch_size == 8
+    assert same(resumed, unbroken)
+    assert report.masks.keys() == whole.masks.keys()
+    assert all(torch.equal(report.masks[name], whole.masks[name]) for name in whole.masks)
+    assert [m.error for m in report.modules] == [m.error for m in whole.modules]
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+    pruned(checkpoint=tmp_path)
+    with pytest.raises(UsageError, match=r"another run .*sparsity"):
+        pruned(checkpoint=tmp_path, sparsity=0.5)
+
+
+def test_a_full_disk_is_named_and_the_run_resumes(tmp_path, monkeypatch):
+    whole, _ = pruned()
+
+    def full(*arguments, **options):
+        if list(tmp_path.glob("block-*")):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return written(*arguments, **options)
+
+    written = checkpoints.save_file
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(IgspError, match="disk is full"):
+        pruned(checkpoint=tmp_path)
+    monkeypatch.undo()
+    lm, report = pruned(checkpoint=tmp_path)
+    assert report.resumed_blocks == 1 and same(lm, whole)
+
+
+def test_saved_models_load_with_zeros_and_masks(tmp_path):
+    lm = tiny_model(dtype=torch.bfloat16)
+    calibration = tiny_calibration(lm)
+    report = prune(lm, calibration, progress=False)
+    folder = save(lm, tmp_path / "out", report, calibration)
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    masks = load_masks(folder)
+    for block in find_blocks(loaded):
+        for name, linear in block.linears.items():
+            full = f"{block.name}.{name}"
+            assert torch.equal(weight_matrix(linear), weights(lm)[full])
+            assert torch.equal(masks[full], report.mask(full))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["report"]["pruned"] == report.pruned and manifest["calibration"]["sha256"] == calibration.sha256
+    with pytest.raises(UsageError, match="not empty"):
+        save(lm, folder, report)
+
+
+def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
+    lm, report = pruned(method="magnitude")
+    monkeypatch.setattr(lm.tokenizer, "save_pretrained", lambda folder: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save(lm, tmp_path / "out", report)
+    assert not list(tmp_path.iterdir())
+
+
+def test_masks_are_packed_in_bits():
+    mask = torch.rand(5, 13) < 0.5
+    assert pack_mask(mask).numel() == 9 and torch.equal(unpack_mask(pack_mask(mask), 5, 13), mask)
+
+
+def test_only_the_linears_of_the_blocks_change():
+    before, (after, _) = tiny_model("gpt2"), pruned("gpt2")
+    changed = {n for (n, a), b in zip(before.model.named_parameters(), after.model.parameters(), strict=True)
+               if not torch.equal(a, b)}
+    assert changed == {f"{b.name}.{n}.weight" for b in find_blocks(before.model) for n in b.linears}
+
+
+def test_magnitude_needs_no_calibration_and_zero_sparsity_changes_nothing():
+    lm = tiny_model()
+    prune(lm, method="magnitude", sparsity=0.0, progress=False)
+    assert same(lm, tiny_model())
+    assert same(pruned(sparsity=0.0)[0], tiny_model())
+
+
+def test_report_is_json_and_remembers_what_was_asked():
+    _, report = pruned(sparsity=0.5)
+    plain = json.loads(json.dumps(report.to_dict()))
+    assert plain["sparsity"] == 0.5 and plain["order"] == "block" and plain["calibration"]["n"] == 8
+    assert plain["reached"] == report.pruned / report.weights and plain["peak_memory"] > 0 and plain["seconds"] > 0
+    assert {m["damping"] for m in plain["modules"]} == {0.01}
+    with pytest.raises(UsageError, match="no Linear named"):
+        report.mask("lm_head")
+
+
+def test_few_tokens_are_warned_about_and_recorded():
+    lm = tiny_model()
+    with pytest.warns(UserWarning, match="32 calibration tokens for up to 96 columns"):
+        report = prune(lm, tiny_calibration(lm, n=1), progress=False)
+    assert "singular" in report.warnings[0]
+
+
+def test_out_of_memory_is_retried_with_smaller_batches(monkeypatch):
+    collect = driver.Activations.collect
+    sizes = []
+
+    def limited(self, *arguments, **options):
+        sizes.append(len(self.batches[0]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("no memory")
+        return collect(self, *arguments, **options)
+
+    monkeypatch.setattr(driver.Activations, "collect", limited)
+    with pytest.warns(UserWarning, match="trying again with batch_size"):
+        _, report = pruned(batch_size=8)
+    assert report.batch_size == 2 and sizes[:3] == [8, 4, 2] and report.reached > 0.59
+    monkeypatch.setattr(driver.Activations, "collect", lambda *a, **k: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+    with pytest.raises(IgspError, match="out of memory with batch_size=1: use a shorter seqlen"):
+        pruned(batch_size=1)
+
+
+def test_non_finite_activations_name_layer_and_window():
+    lm = tiny_model()
+    lm.model.get_input_embeddings().weight[77] = float("inf")
+    calibration = tiny_calibration(lm)
+    calibration.input_ids[calibration.input_ids == 77] = 78
+    calibration.input_ids[5, 3] = 77
+    for method in ("sparsegpt", "wanda"):
+        with pytest.raises(NumericalError, match=r"layers\.0\.self_attn\.q_proj in calibration window 5"):
+            prune(lm, calibration, method=method, batch_size=2, progress=False)
+
+
+def test_non_finite_weights_are_named():
+    lm = tiny_model()
+    lm.model.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    with pytest.raises(NumericalError, match=r"layers\.1\.mlp\.up_proj"):
+        prune(lm, method="magnitude", progress=False)
+
+
+def test_bad_input_is_refused_before_anything_changes():
+    lm = tiny_model()
+    calibration = tiny_calibration(lm)
+    other = replace(calibration, tokenizer="another")
+    foreign = collect_statistics(tiny_model("qwen3"), tiny_calibration(tiny_model("qwen3")), progress=False)
+    for error, match, arguments in [
+        (UnknownName, "sparsegpt", {"method": "sparsegtp"}),
+        (UnknownName, "true-sequential", {"order": "sequential"}),
+        (UsageError, r"outside \[0, 1\)", {"sparsity": 1.0}),
+        (UsageError, "N:M", {"pattern": "4:2"}),
+        (UsageError, "not 0.7", {"pattern": "2:4", "sparsity": 0.7}),
+        (UsageError, "columns of .* no multiple of 5", {"pattern": "2:5"}),
+        (UsageError, "must be positive", {"damping": 0.0}),
+        (UsageError, "needs a calibration set", {"calibration": None}),
+        (TokenizerMismatch, "another tokenizer", {"calibration": other}),
+        (UsageError, "another model", {"statistics": foreign}),
+    ]:
+        with pytest.raises(error, match=match):
+            prune(lm, **({"calibration": calibration, "progress": False} | arguments))
+    assert same(lm, tiny_model())
+
+
+def test_damaged_statistics_are_refused(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UsageError, match="no pruning statistics"):
+        Statistics.load(tmp_path / "x.safetensors")
+    lm = tiny_model()
+    one = collect_statistics(lm, tiny_calibration(lm), progress=False)
+    for bad in ({"b": 1.0}, {"a": -1.0}, {"a": 0.0}):
+        with pytest.raises(UsageError, match="mixture weights"):
+            combine({"a": one}, bad)
