@@ -182,7 +182,7 @@ def largest_remainder(weights: Mapping[str, float], n: int) -> dict[str, int]:
         raise UsageError(f"mixture weights must be finite, not negative and not all zero: {dict(weights)}")
     shares = values / values.sum() * n
     counts = np.floor(shares + 1e-9).astype(int)
-    for index in np.argsort(-(shares - counts), kind="stable")[: n - counts.sum()]:
+    for index in np.argsort(-np.round(shares - counts, 9), kind="stable")[: n - counts.sum()]:
         counts[index] += 1
     return dict(zip(weights, counts.tolist(), strict=True))
 

@@ -5,7 +5,8 @@ none of the calibration sources. *Choices* are multiple-choice items, `query` + 
 the likelihood of each choice after the query (cloze form). Ours wherever no published set is named. Rules for the
 built sets: query, right answer and distractors all come from held-out documents (a model calibrated on
 one side would otherwise know the distractors), distractors resemble the right answer in what a trivial solver
-sees (length, words shared with the query), and the right answer visits every position equally often.
+sees (length, words shared with the query; items that shared words alone would solve are left out where they would
+be many), and the right answer visits every position equally often. (`capitals` and `arithmetic` use no document.)
 """
 
 from __future__ import annotations
@@ -214,6 +215,11 @@ def _alike(right: str, query: str, pool: Sequence[str], n: int = 3) -> list[str]
     return sorted(nearest[:200], key=lambda t: abs(len(t) - wanted) / wanted + 2 * abs(overlap(t, query) - target))[:n]
 
 
+def _hard(query: str, right: str, wrong: Sequence[str]) -> bool:
+    """Whether words shared with the query do not give the right answer away."""
+    return overlap(right, query) <= max(overlap(text, query) for text in wrong)
+
+
 def wiki_definition() -> list[Row]:
     """First sentence of a Wikipedia lead: `Title is a`, then its predicate or that of other articles on its topic."""
     topics = {
@@ -273,7 +279,9 @@ def story_next() -> list[Row]:
             query = f"{sentences[1]} {query}"
         pool = [s for i, other in enumerate(stories) if i != number for s in other[3:] if 20 <= len(s) <= 100]
         if 20 <= len(right) <= 100 and len(query) < 200:
-            items.append((query, right, _alike(right, query, pool)))
+            wrong = _alike(right, query, pool)
+            if _hard(query, right, wrong):
+                items.append((query, right, wrong))
     return _rows("story_next", items)
 
 
@@ -298,7 +306,8 @@ def _next_lines(name: str, text: str, most: int, above: int) -> list[Item]:
         right, query = lines[at], "\n".join(lines[at - above : at]) + "\n"
         pool = [s for s in lines if _is_code(s) and _indent(s) == _indent(right) and s not in query]
         wrong = _alike(right, query, [s for s in pool if s != right])
-        if _is_code(right) and right not in query and len(query) <= 400 and len(wrong) == 3:
+        fits = _is_code(right) and right not in query and len(query) <= 400
+        if fits and len(wrong) == 3 and _hard(query, right, wrong):
             items.append((query, right, wrong))
     return items
 

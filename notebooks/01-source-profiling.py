@@ -21,7 +21,7 @@
 # averaged score hides it.
 #
 # **Which claim this answers.** The paper reports a spread of 2.85 points of averaged commonsense accuracy between
-# calibration strategies, and of 51.9 points of Code retention, with SparseGPT at 60 % sparsity {cite}`xu2026calibration`.
+# calibration strategies, and of 51.9 points of Code retention, with SparseGPT at 60 % sparsity {cite:p}`xu2026calibration`.
 #
 # A *calibration source* is a body of text from which windows of tokens are drawn. One-shot pruning looks at the
 # activations that these windows cause, and at nothing else, when it decides which weights to remove. Here each source

@@ -68,7 +68,9 @@ figures.show_table(
 # Two of them carry the argument. *Calibration perplexity* is $\exp$ of the dense model's mean loss per token on
 # exactly the calibration windows: how surprising the text is to the model. *4-gram aggregation* is
 #
-# $$ A_4 = 1 - \frac{\text{distinct 4-grams}}{\text{all 4-grams}}, $$ (eq-a4)
+# $$
+# A_4 = 1 - \frac{\text{distinct 4-grams}}{\text{all 4-grams}},
+# $$ (eq-a4)
 #
 # counted in the model's tokens and within windows: the share of 4-gram occurrences that repeat an earlier one.
 

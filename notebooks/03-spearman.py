@@ -21,7 +21,7 @@
 # capability and harms another, and how little fifteen points can prove.
 #
 # **Which claim this answers.** Over 15 sources the paper finds that calibration perplexity correlates with retention at
-# $\rho = +0.71$ for General, $-0.53$ for Math and $-0.59$ for Code, each with $p < 0.05$ {cite}`xu2026calibration`.
+# $\rho = +0.71$ for General, $-0.53$ for Math and $-0.59$ for Code, each with $p < 0.05$ {cite:p}`xu2026calibration`.
 
 # %%
 from typing import Optional

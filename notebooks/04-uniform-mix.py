@@ -20,7 +20,7 @@
 # **What you will learn.** Whether a calibration set made of several sources keeps more than any single one.
 #
 # **Which claim this answers.** At 60 % sparsity on LLaMA-3.1-8B a uniform multi-source mix keeps 58.8 % in total, the
-# best single source (MetaMath) 50.0 %, C4 40.0 % {cite}`xu2026calibration`.
+# best single source (MetaMath) 50.0 %, C4 40.0 % {cite:p}`xu2026calibration`.
 #
 # The *uniform mix* takes equal shares of one source per dimension; the *all-sources mix* equal shares of all fifteen.
 # Both have exactly as many windows as every single-source set, and share those windows with them.

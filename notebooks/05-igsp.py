@@ -21,7 +21,7 @@
 # about the set, and whether the choice shows in what the pruned model keeps.
 #
 # **Which claim this answers.** IGSP, *information-guided self-calibration*, builds a multi-source set without corpora of
-# its own by minimising 4-gram aggregation and balancing perplexity across dimensions {cite}`xu2026calibration`. Its steps are
+# its own by minimising 4-gram aggregation and balancing perplexity across dimensions {cite:p}`xu2026calibration`. Its steps are
 # not public; those below are **our definition**, with both readings of "balance".
 
 # %%

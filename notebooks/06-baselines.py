@@ -21,10 +21,10 @@
 # and what a paired comparison at equal budget says.
 #
 # **Which claim this answers.** At 60 % sparsity the paper puts IGSP 2.4 points of total retention above Self-Cal and 4.8
-# above SGS {cite}`xu2026calibration`.
+# above SGS {cite:p}`xu2026calibration`.
 #
-# *Self-Cal* {cite}`williams2025selfcal` samples from the beginning-of-sequence token alone, with a temperature that falls
-# over the first tokens. *SGS* {cite}`ji2025beware` starts from the first few tokens of encyclopaedic texts, samples with a
+# *Self-Cal* {cite:p}`williams2025selfcal` samples from the beginning-of-sequence token alone, with a temperature that falls
+# over the first tokens. *SGS* {cite:p}`ji2025beware` starts from the first few tokens of encyclopaedic texts, samples with a
 # low temperature and a repetition penalty, and drops the fifth of the texts that surprises the model most.
 
 # %%

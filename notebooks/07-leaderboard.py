@@ -21,7 +21,7 @@
 # how sure one can be of the order.
 #
 # **Which claim this answers.** The paper's summary: the uniform multi-source mix is best among sets of real text, and IGSP is
-# best among self-written ones {cite}`xu2026calibration`.
+# best among self-written ones {cite:p}`xu2026calibration`.
 
 # %%
 from typing import Optional

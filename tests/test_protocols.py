@@ -419,4 +419,4 @@ def test_stems_are_many_and_varied():
     assert set(stems) == set(DIMENSIONS)
     for dimension, texts in stems.items():
         assert len(set(texts)) == len(texts) >= 24, dimension
-        assert len({text.split()[0] for text in texts}) >= 16, dimension
+        assert len({tuple(text.split()[:2]) for text in texts}) >= 20, dimension

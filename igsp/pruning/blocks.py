@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from igsp.errors import UsageError
 
+PROBE = 16  # tokens of the forward pass that shows what a block returns
 MIN_COVERAGE = 0.9  # of the matrix weights of the blocks; below it the pruned model would be mostly dense
 
 
@@ -122,39 +123,49 @@ def first_inputs(model: PreTrainedModel, blocks: Sequence[Block], ids: Tensor) -
 def capture_calls(model: PreTrainedModel, blocks: Sequence[Block], ids: Tensor) -> list[Call]:
     """The arguments of every block for a batch shaped like `ids` `[batch, seqlen]`.
 
-    The model's own forward runs once with every block but the first answering at once with the first block's
-    output, so this costs one block and no more.
+    The model's own forward runs with every block answering at once, so this costs hardly more than the embedding.
+    What a block's answer looks like (a tensor or a tuple) is seen by running the first one on a few tokens.
 
     Raises:
         UsageError: the arguments depend on the tokens, so that they cannot be replayed for other windows.
     """
-    calls = _record_calls(model, blocks, ids)
-    probe = ids[:1]
-    ours, other = (_record_calls(model, blocks, tokens) for tokens in (probe, probe.flip(1)))
-    if not all(_equal((a.args, a.kwargs), (b.args, b.kwargs)) for a, b in zip(ours, other, strict=True)):
+    probe = ids[:1, :PROBE]
+    outputs: list[Any] = []
+    handle = blocks[0].module.register_forward_hook(lambda module, args, output: outputs.append(output))
+    try:
+        with _answering(blocks[1:], [_give_up] * (len(blocks) - 1)):
+            model.base_model(input_ids=probe, use_cache=False)
+    except _Stop:
+        pass
+    finally:
+        handle.remove()
+    rest = outputs[0][1:] if isinstance(outputs[0], tuple) else None
+    ours, other = (_record_calls(model, blocks, tokens, rest) for tokens in (probe, probe.flip(1)))
+    same = all(_equal((a.args, a.kwargs), (b.args, b.kwargs)) for a, b in zip(ours, other, strict=True))
+    if not same:
         raise UsageError(
             f"{type(model).__name__} passes its blocks arguments that depend on the text: "
             "such decoders cannot be replayed block by block and are not supported"
         )
-    return calls
+    return _record_calls(model, blocks, ids, rest)
 
 
-def _record_calls(model: PreTrainedModel, blocks: Sequence[Block], ids: Tensor) -> list[Call]:
+def _give_up(*args: Any, **kwargs: Any) -> Any:
+    raise _Stop
+
+
+def _record_calls(
+    model: PreTrainedModel, blocks: Sequence[Block], ids: Tensor, rest: tuple[Any, ...] | None
+) -> list[Call]:
+    """Arguments of every block, each of which returns its input (followed by `rest`, if it returns a tuple)."""
     calls: list[Call] = []
-    first: list[Any] = []
-    forward = blocks[0].module.forward
 
     def record(*args: Any, **kwargs: Any) -> Any:
-        args = args[1:]
-        kwargs.pop("hidden_states", None)
-        calls.append(Call(_without_cache(args), _without_cache(kwargs)))
-        return first[0]
+        hidden = args[0] if args else kwargs.pop("hidden_states")
+        calls.append(Call(_without_cache(args[1:]), _without_cache(kwargs)))
+        return hidden if rest is None else (hidden, *rest)
 
-    def record_first(*args: Any, **kwargs: Any) -> Any:
-        first.append(forward(*args, **kwargs))
-        return record(*args, **kwargs)
-
-    with _answering(blocks, [record_first] + [record] * (len(blocks) - 1)):
+    with _answering(blocks, [record] * len(blocks)):
         model.base_model(input_ids=ids, use_cache=False)
     return calls
 

@@ -480,13 +480,13 @@ def _choose_batch(
 ) -> int:
     """Windows per forward pass: all in `true-sequential` if they fit, else enough tokens for full speed.
 
-    Estimated peak of one block's forward, our own rule: a token needs its input of every Linear twice over and four
-    float32 copies of the hidden state; half of the free memory may be used.
+    Estimated peak of one block's forward, our own rule: a token needs the input and output of every Linear and four
+    float32 copies of the hidden state; 60 % of the free memory may be used.
     """
     shapes = [weight_matrix(linear).shape for linear in blocks[0].linears.values()]
-    per_token = lm.dtype.itemsize * 2 * sum(c + r for r, c in shapes) + 16 * min(c for _, c in shapes)
+    per_token = lm.dtype.itemsize * sum(c + r for r, c in shapes) + 16 * min(c for _, c in shapes)
     free = torch.cuda.mem_get_info(compute)[0] if compute.type == "cuda" else _free_memory()
-    fitting = max(1, int(0.5 * free / (per_token * calibration.seqlen)))
+    fitting = max(1, int(0.6 * free / (per_token * calibration.seqlen)))
     if order != "true-sequential" and compute.type == "cpu":
         fitting = min(fitting, max(1, CPU_TOKENS // calibration.seqlen))
     return min(fitting, calibration.n)

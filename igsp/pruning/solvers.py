@@ -27,7 +27,8 @@ from igsp.errors import NumericalError, UnknownName, UsageError
 from igsp.pruning.kernels import solve_block
 
 DAMPING_STEPS = (1.0, 10.0, 100.0)  # multiples of the asked damping, tried in this order
-LEAF = 192  # size at which the recursion of `inverse_of_cholesky` hands over to LAPACK
+LEAF = {"cpu": 192}  # size at which the recursion of `inverse_of_cholesky` hands over to the library
+LEAF_ELSEWHERE = 2048
 BLOCK = 128  # columns that share one mask decision in SparseGPT (its published default)
 
 
@@ -164,7 +165,7 @@ def inverse_factor(gram: Tensor, damping: float, scale: float = 1.0, reference: 
     )
 
 
-def inverse_of_cholesky(matrix: Tensor, leaf: int = LEAF) -> Tensor | None:
+def inverse_of_cholesky(matrix: Tensor, leaf: int | None = None) -> Tensor | None:
     """`L^-1` for `matrix = L L^T` `[d, d]`, lower triangular; None if it is not positive definite.
 
     Factorisation and inversion in one recursion over halves, so that nearly all work is matrix products:
@@ -172,6 +173,7 @@ def inverse_of_cholesky(matrix: Tensor, leaf: int = LEAF) -> Tensor | None:
     same problem for the Schur complement `C - M M^T`, and the off-diagonal block of `L^-1` is `-L_S^-1 M X`.
     """
     size = len(matrix)
+    leaf = leaf or LEAF.get(matrix.device.type, LEAF_ELSEWHERE)
     if size <= leaf:
         lower, failed = torch.linalg.cholesky_ex(matrix)
         identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)

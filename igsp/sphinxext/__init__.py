@@ -22,10 +22,20 @@ from sphinx.environment import BuildEnvironment
 from sphinx.errors import ExtensionError
 from sphinx.util import logging
 
-from igsp.sphinxext import executed, site
-from igsp.sphinxext.directives import DIRECTIVES, NOTEBOOKS, ROLES
+from igsp.sphinxext import claims, executed, reference, runs, site
+from igsp.sphinxext.base import NOTEBOOKS, ProfileRole, ResultRole, VerdictRole
 
 logger = logging.getLogger(__name__)
+
+ROLES = {"result": ResultRole, "verdict": VerdictRole, "profile": ProfileRole}
+DIRECTIVES = {
+    "claim-ledger": claims.ClaimLedger, "claim-details": claims.ClaimDetails, "findings": claims.Findings,
+    "claims-that-differ": claims.ClaimsThatDiffer, "tradeoff-figure": claims.TradeoffFigure,
+    "notebook-panel": runs.NotebookPanel, "notebook-provenance": runs.NotebookProvenance,
+    "execution-statistics": runs.ExecutionStatistics, "sources-table": reference.SourcesTable,
+    "protocol-settings": reference.ProtocolSettings, "values-table": reference.ValuesTable,
+    "cli-reference": reference.CliReference, "explorer": reference.Explorer,
+}
 
 
 def _read_environment(app: Sphinx, config: Config) -> None:

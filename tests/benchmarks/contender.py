@@ -9,6 +9,7 @@ import argparse
 import json
 import platform
 import time
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def reset_peak() -> None:
-    try:
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def resident(mark: str) -> int:
@@ -82,18 +81,19 @@ def main() -> None:
     settings = (options.method, options.sparsity, options.order)
     before = resident("VmRSS")
     reset_peak()
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     if options.tool == "igsp":
         prune_igsp(options.model, model, windows["calibration"], *settings)
     elif options.tool == "llmcompressor":
         prune_llmcompressor(options.model, model, windows["calibration"], *settings, options.batch)
-    seconds = time.perf_counter() - started
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - worked
     peak = resident("VmHWM")
     linears = [m.weight for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"]
     zeros = sum(int((w == 0).sum()) for w in linears) / sum(w.numel() for w in linears)
     packages = ["torch", "transformers"] + (["llmcompressor"] if options.tool == "llmcompressor" else [])
     print("RESULT " + json.dumps({
-        "seconds": seconds, "peak_bytes": peak, "added_bytes": peak - before, "zeros": zeros,
+        "seconds": seconds, "cpu_seconds": cpu_seconds, "zeros": zeros,
+        "peak_bytes": peak, "added_bytes": peak - before,
         "heldout_loss": loss(model, windows["heldout"]), "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
     }))

@@ -4,9 +4,10 @@
     python tests/benchmarks/cpu.py --peer peer/bin/python
 
 Every run is a process of its own (`contender.py`), timed from the loaded model to the pruned one. The runs of all
-contenders alternate, so that what else the machine does falls on all of them. The record names the machine and the
-versions, and holds the counted floor: the FLOPs of the forward passes and Gram matrices at the matrix-product rates
-measured between the runs. It goes to `book/results/benchmarks/`.
+contenders alternate, so that what else the machine does falls on all of them; on a busy machine compare the CPU
+seconds and set OMP_NUM_THREADS=1. The record names the machine and the versions, and holds the counted floor: the
+FLOPs of the forward passes and Gram matrices at the matrix-product rates measured between the runs. It goes to
+`book/results/benchmarks/`.
 """
 
 from __future__ import annotations
@@ -118,12 +119,14 @@ def run(python: str, arguments: list[str]) -> dict[str, Any]:
 
 
 def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Median, smallest and largest seconds; the rest from the run of median seconds."""
+    """Median, smallest and largest seconds, median CPU seconds; the rest from the run of median seconds."""
     ordered = sorted(results, key=lambda result: result["seconds"])
     middle = ordered[len(ordered) // 2]
     seconds = [result["seconds"] for result in ordered]
-    return middle | {"seconds": statistics.median(seconds), "fastest": seconds[0], "slowest": seconds[-1],
-                     "runs": len(seconds)}
+    return middle | {
+        "seconds": statistics.median(seconds), "fastest": seconds[0], "slowest": seconds[-1], "runs": len(seconds),
+        "cpu_seconds": statistics.median(result["cpu_seconds"] for result in results),
+    }
 
 
 def main() -> None:
@@ -160,16 +163,19 @@ def main() -> None:
                 result = run(python, [*arguments, "--batch", str(options.peer_batch)])
                 results[name].append(result)
                 print(f"{turn + 1}/{options.runs} {name:32} {result['seconds']:7.1f} s  "
-                      f"loss {result['heldout_loss']:.3f}  peak {result['peak_bytes'] / 1e9:.2f} GB", flush=True)
+                      f"CPU {result['cpu_seconds']:7.1f} s  loss {result['heldout_loss']:.3f}  peak {result['peak_bytes'] / 1e9:.2f} GB", flush=True)
     medians = {name: summary(found) for name, found in results.items()}
+    named = ("model", "source", "n", "seqlen", "sparsity", "peer_batch")
+    setting = {name: getattr(options, name) for name in named}
+    route = gram_route(torch.empty(0, dtype=torch.bfloat16))
     record = {
-        "benchmark": "cpu", "setting": {"model": options.model, "source": options.source, "n": options.n,
-        "seqlen": options.seqlen, "sparsity": options.sparsity, "dtype": "bfloat16", "peer_batch": options.peer_batch,
-        "gram_route": gram_route(torch.empty(0, dtype=torch.bfloat16))}, "machine": machine(),
+        "benchmark": "cpu", "setting": setting | {"dtype": "bfloat16", "gram_route": route}, "machine": machine(),
         "dense_heldout_loss": dense["heldout_loss"], "contenders": medians,
         "floor": {key: statistics.median(f[key] for f in floors) for key in floors[0]},
         "ratios": {f"{slow} / {fast}": medians[slow]["seconds"] / medians[fast]["seconds"]
                    for slow, fast in RATIOS if slow in medians and fast in medians},
+        "cpu_ratios": {f"{slow} / {fast}": medians[slow]["cpu_seconds"] / medians[fast]["cpu_seconds"]
+                       for slow, fast in RATIOS if slow in medians and fast in medians},
     }
     block = medians.get("igsp sparsegpt block")
     if block:

@@ -1,0 +1,104 @@
+"""What all roles and directives share: published values as nodes, typed errors as build warnings, and the roles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.environment import BuildEnvironment
+from sphinx.util.docutils import SphinxDirective, SphinxRole
+
+from igsp.errors import IgspError
+from igsp.sphinxext import ledger
+from igsp.sphinxext.tables import badge, code
+from igsp.sphinxext.values import Value, current_package, explain, is_stale, look_up, read_values, render
+
+NOTEBOOKS = "book/notebooks"
+VERDICT_KIND = {ledger.HOLDS: "holds", ledger.DIFFERS: "differs", ledger.UNTESTABLE: "untestable"}
+
+
+def results_folder(env: BuildEnvironment) -> Path:
+    """`book/results` of this build."""
+    return Path(env.srcdir) / env.config.igsp_results
+
+
+def published(env: BuildEnvironment) -> dict[str, Value]:
+    """The values of the shown profile; marks the current page as one to read again at every build."""
+    env.metadata[env.docname]["igsp_reads_results"] = True
+    return read_values(results_folder(env) / env.config.igsp_profile / "values")
+
+
+def page_link(env: BuildEnvironment, docname: str, *content: nodes.Node) -> nodes.Node:
+    """A link to a page if the book has it, else just the content."""
+    if docname not in env.found_docs:
+        return nodes.inline("", "", *content)
+    target = f"/{docname}"
+    inner = nodes.inline("", "", *content, classes=["doc"])
+    return addnodes.pending_xref("", inner, refdomain="std", reftype="doc", reftarget=target, refexplicit=True,
+                                 refdoc=env.docname, refwarn=True)
+
+
+def result_nodes(env: BuildEnvironment, key: str, value: Value, form: str) -> list[nodes.Node]:
+    """A published number linked to the notebook that computed it, with a badge if other code computed it."""
+    shown = nodes.abbreviation("", render(value, form), explanation=explain(key, value), classes=["igsp-result"])
+    result: list[nodes.Node] = [page_link(env, f"{NOTEBOOKS}/{value.notebook}", shown)]
+    if is_stale(value, current_package()):
+        result += [nodes.Text(" "), badge("stale", "stale")]
+    return result
+
+
+class ResultRole(SphinxRole):
+    """`` {result}`key` `` or `` {result}`key:format` ``; the formats are `values.FORMATS`."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        key, _, form = self.text.partition(":")
+        try:
+            return result_nodes(self.env, key, look_up(published(self.env), key), form or "value"), []
+        except IgspError as error:
+            return _refused(self, error)
+
+
+class VerdictRole(SphinxRole):
+    """`` {verdict}`claim-id` ``: the badge that the ledger gives to a claim."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        try:
+            row = ledger.claim(self.text)
+            return [verdict_badge(ledger.judge(row, published(self.env), self.config.igsp_profile).verdict)], []
+        except IgspError as error:
+            return _refused(self, error)
+
+
+class ProfileRole(SphinxRole):
+    """`` {profile}`name` ``: the name of the profile that this book shows (the text of the role is not used)."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        return [code(self.config.igsp_profile)], []
+
+
+def _refused(role: SphinxRole, error: IgspError) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+    message = role.inliner.reporter.warning(f"{role.name} '{role.text}': {error}", line=role.lineno)
+    return [badge(f"missing: {role.text}", "stale")], [message]
+
+
+def verdict_badge(verdict: ledger.Verdict) -> nodes.inline:
+    return badge(verdict.status, VERDICT_KIND[verdict.status])
+
+
+class BookDirective(SphinxDirective):
+    """Turns the package's typed errors into build warnings that name the directive."""
+
+    def run(self) -> list[nodes.Node]:
+        try:
+            return self.build()
+        except IgspError as error:
+            return [self.state_machine.reporter.warning(f"{self.name}: {error}", line=self.lineno)]
+
+    def build(self) -> list[nodes.Node]:
+        raise NotImplementedError
+
+    def inline(self, text: str) -> list[nodes.Node]:
+        """`text` read as Markdown, without a paragraph round it."""
+        found, messages = self.state.inline_text(text, self.lineno)
+        return [*found, *messages]

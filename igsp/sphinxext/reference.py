@@ -1,0 +1,119 @@
+"""Directives that print what a catalogue, the store or the command line holds, as tables."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, ClassVar
+
+from docutils import nodes
+from docutils.parsers.rst import directives
+
+from igsp.assets import catalog
+from igsp.errors import UnknownName
+from igsp.sources import DIMENSIONS, catalogue
+from igsp.sphinxext import explorer
+from igsp.sphinxext.base import BookDirective, published, result_nodes, results_folder
+from igsp.sphinxext.tables import code, table
+from igsp.store import Store
+
+KEPT = (*DIMENSIONS, "total")
+HELP_WIDTH = 80  # characters; the same whatever terminal the build runs in
+
+
+class SourcesTable(BookDirective):
+    """The catalogue of calibration sources of the shown profile."""
+
+    option_spec: ClassVar = {"dimension": directives.unchanged}  # type: ignore[misc]
+
+    def build(self) -> list[nodes.Node]:
+        wanted = self.options.get("dimension")
+        rows = [
+            [code(source.id), source.dimension.capitalize(), str(source.about), "yes" if source.generated else "no",
+             str(source.licence)]
+            for source in catalogue().values() if wanted in (None, source.dimension)
+        ]
+        return [table(["Source", "Dimension", "What it is", "Generated", "Licence"], rows,
+                      f"{len(rows)} calibration sources.", classes="igsp-sources")]
+
+
+class ProtocolSettings(BookDirective):
+    """The settings of one protocol from the catalogue: value, where it is known from, and remarks."""
+
+    required_arguments = 1
+    option_spec: ClassVar = {"title": directives.unchanged}  # type: ignore[misc]
+    origins: ClassVar = {"published": "published", "released": "released code", "ours": "our definition"}
+
+    def build(self) -> list[nodes.Node]:
+        name, known = self.arguments[0], catalog("protocols")
+        if name not in known:
+            raise UnknownName("protocol", name, known)
+        rows = [[code(setting), plain(about["value"]), self.origins[about["status"]],
+                 about.get("source") or about.get("note") or ""] for setting, about in known[name].items()]
+        title = self.options.get("title", name)
+        return [table(["Setting", "Value", "Known from", "Source or remark"], rows, f"Settings of {title}.")]
+
+
+def plain(value: Any) -> str:
+    """A YAML value in words: mappings as `key value` pairs, null as `none`."""
+    if isinstance(value, Mapping):
+        nested = any(isinstance(inner, Mapping) for inner in value.values())
+        return ("; " if nested else ", ").join(f"{key} {plain(inner)}" for key, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(plain(inner) for inner in value)
+    return "none" if value is None else str(value)
+
+
+class ValuesTable(BookDirective):
+    """Every published value of the shown profile: the full record behind the numbers in the prose."""
+
+    def build(self) -> list[nodes.Node]:
+        values = published(self.env)
+        rows = [[code(key), result_nodes(self.env, key, value, "interval"), str(value.n or ""), value.label or ""]
+                for key, value in sorted(values.items())]
+        return [table(["Key", "Value", "n", "Label"], rows, f"Published values, profile {self.config.igsp_profile}.")]
+
+
+class CliReference(BookDirective):
+    """Each command of the `igsp` program with its options, as the program prints them."""
+
+    def build(self) -> list[nodes.Node]:
+        from igsp import cli
+
+        result: list[nodes.Node] = []
+        for name, parser in commands(cli._parser()):
+            anchor = name.replace(" ", "-")
+            section = nodes.section("", nodes.title("", "", code(name)), ids=[f"command-{anchor}"])
+            parser.formatter_class = partial(argparse.HelpFormatter, width=HELP_WIDTH)  # type: ignore[assignment]
+            section += nodes.literal_block("", parser.format_help().rstrip(), language="text")
+            result.append(section)
+        return result
+
+
+def commands(parser: argparse.ArgumentParser) -> list[tuple[str, argparse.ArgumentParser]]:
+    """The leaf commands of an argument parser in their order, by full name."""
+    groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not groups:
+        return [(parser.prog, parser)]
+    return [leaf for group in groups for child in group.choices.values() for leaf in commands(child)]
+
+
+class Explorer(BookDirective):
+    """Choices, a drawing and a table over the stored records. Without JavaScript the table is what remains."""
+
+    def build(self) -> list[nodes.Node]:
+        self.env.metadata[self.env.docname]["igsp_reads_results"] = True
+        self.env.metadata[self.env.docname]["igsp_explorer"] = True
+        found = explorer.points(Store(results_folder(self.env) / self.config.igsp_profile).records())
+        if not found:
+            return [nodes.paragraph("", "The store of this profile holds no records, only published values.")]
+        runs = dict.fromkeys(point.run for point in found)
+        return [nodes.raw("", explorer.html(found), format="html"), *(self._table(run, found) for run in runs)]
+
+    def _table(self, run: str, found: list[explorer.Point]) -> nodes.table:
+        rows = [[code(p.strategy), p.kind.capitalize(), *(f"{p.retention[name]:.1f}" for name in KEPT),
+                 f"{p.metrics['calibration_perplexity']:.1f}", f"{p.metrics['aggregation_4']:.3f}", str(p.draws)]
+                for p in found if p.run == run]
+        headings = ["Strategy", "Kind", *(name.capitalize() for name in KEPT), "Perplexity", "A4", "Draws"]
+        return table(headings, rows, f"Likelihood retention in percent and two metrics: {run}.", classes="igsp-dense")

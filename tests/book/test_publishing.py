@@ -1,0 +1,65 @@
+"""What publishes the book, read as data: workflows that name existing commands, a citation that fits the package."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+def steps(workflow: dict[str, Any]) -> list[dict[str, Any]]:
+    return [step for job in workflow["jobs"].values() for step in job["steps"]]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_are_well_formed(path: Path) -> None:
+    workflow = yaml.load(path.read_text(encoding="utf8"), Loader=yaml.BaseLoader)
+    assert {"name", "on", "permissions", "jobs"} <= workflow.keys()
+    for job in workflow["jobs"].values():
+        assert job["runs-on"] and job["steps"]
+        needs = job.get("needs", [])
+        assert set([needs] if isinstance(needs, str) else needs) <= workflow["jobs"].keys()
+    for step in steps(workflow):
+        assert ("uses" in step) != ("run" in step)
+        assert "uses" not in step or re.fullmatch(r"[\w-]+/[\w-]+@v\d+", step["uses"])
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_call_targets_that_exist(path: Path) -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf8"), re.MULTILINE))
+    workflow = yaml.load(path.read_text(encoding="utf8"), Loader=yaml.BaseLoader)
+    called = {target for step in steps(workflow) for target in re.findall(r"\bmake ([\w-]+)", step.get("run", ""))}
+    assert called and called <= targets
+
+
+def test_the_citation_fits_the_package() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))["project"]
+    assert citation["version"] == project["version"] and citation["license"] == project["license"]
+    assert citation["cff-version"] == "1.2.0" and citation["authors"] and citation["message"]
+    assert "2606.03328" in str(citation["references"])
+
+
+def test_every_term_of_the_prose_is_in_the_glossary() -> None:
+    glossary = (ROOT / "book" / "glossary.md").read_text(encoding="utf8")
+    defined = {line.strip().lower() for line in glossary.splitlines() if line and not line.startswith((" ", "#", "`"))}
+    for page in sorted((ROOT / "book").glob("*.md")):
+        for term in re.findall(r"\{term\}`([^`]+)`", page.read_text(encoding="utf8")):
+            name = (re.search(r"<(.+)>", term) or re.search(r"(.+)", term)).group(1)  # type: ignore[union-attr]
+            assert name.lower() in defined, f"{page.name}: '{name}' is not in the glossary"
+
+
+def test_the_bibliography_is_cited() -> None:
+    entries = (ROOT / "book" / "references.bib").read_text(encoding="utf8")
+    keys = set(re.findall(r"^@\w+\{(\w+),", entries, re.MULTILINE))
+    pages = [*(ROOT / "book").glob("*.md"), *(ROOT / "notebooks").glob("*.py")]
+    text = "\n".join(page.read_text(encoding="utf8") for page in pages)
+    cited = {key for group in re.findall(r"\{cite(?::\w)?\}`([^`]+)`", text) for key in group.split(",")}
+    assert cited == keys
