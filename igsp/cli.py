@@ -86,7 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--suite", default="quick")
     evaluate.add_argument("--out", type=Path, help="JSON file to write")
 
-    study = commands.add_parser("study", help="the grid of strategies, resumable").add_subparsers(required=True, metavar="ACTION")
+    study = commands.add_parser("study", help="the grid of strategies, resumable").add_subparsers(
+        required=True, metavar="ACTION"
+    )
     for name, function, about in (
         ("run", _study_run, "compute the missing cells of a profile"),
         ("status", _study_status, "what is done and what is left"),
@@ -95,7 +97,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--profile", default="quick")
         _add_parameters(sub)
 
-    books = commands.add_parser("notebooks", help="run, pair and check the notebooks").add_subparsers(required=True, metavar="ACTION")
+    books = commands.add_parser("notebooks", help="run, pair and check the notebooks").add_subparsers(
+        required=True, metavar="ACTION"
+    )
     run = add("run", _notebooks_run, to=books, about="execute the notebooks with papermill, resumable")
     run.add_argument("names", nargs="*", help="notebooks to run, by name or number (default all)")
     run.add_argument("--profile", default="quick")
@@ -118,8 +122,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_parameters(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-                        help="set a parameter, e.g. -p sparsity 0.5; may be repeated")
+    parser.add_argument(
+        "-p",
+        "--parameter",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="set a parameter, e.g. -p sparsity 0.5; may be repeated",
+    )
 
 
 def _parameters(options: argparse.Namespace) -> dict[str, Any]:
@@ -211,7 +222,9 @@ def _profile(options: argparse.Namespace) -> None:
     calibration = CalibrationSet.load(options.calibration)
     lm = _load(options)
     values = profile(calibration, lm, reference_counts(heldout_texts("quick"), lm), progress=not options.quiet)
-    rows = [{"metric": k, "value": v, "meaning": METRICS.get(k, "mismatch to one dimension")} for k, v in values.items()]
+    rows = [
+        {"metric": k, "value": v, "meaning": METRICS.get(k, "mismatch to one dimension")} for k, v in values.items()
+    ]
     _table(rows, options.json)
 
 
@@ -223,8 +236,15 @@ def _prune(options: argparse.Namespace) -> None:
         raise UsageError(f"'{options.out}' exists: give a folder that does not")
     calibration = CalibrationSet.load(options.calibration) if options.calibration else None
     lm = _load(options)
-    report = prune(lm, calibration, method=options.method, sparsity=options.sparsity, pattern=options.pattern,
-                   order=options.order, progress=not options.quiet)
+    report = prune(
+        lm,
+        calibration,
+        method=options.method,
+        sparsity=options.sparsity,
+        pattern=options.pattern,
+        order=options.order,
+        progress=not options.quiet,
+    )
     save(lm, options.out, report, calibration)
     print(json.dumps(report.totals(), indent=1))
 
@@ -262,15 +282,23 @@ def _study_status(options: argparse.Namespace) -> None:
     rows = []
     for name in study.strategies:
         records = [study.store.get(study.spec(name, draw)) for draw in range(study.settings.draws)]
-        rows.append({"strategy": name, "draws": len(records), "done": sum(r is not None for r in records),
-                     "stale": sum(r is not None and r.stale for r in records)})
+        rows.append(
+            {
+                "strategy": name,
+                "draws": len(records),
+                "done": sum(r is not None for r in records),
+                "stale": sum(r is not None and r.stale for r in records),
+            }
+        )
     _table(rows, options.json)
 
 
 def _notebooks_run(options: argparse.Namespace) -> None:
     from igsp import notebooks
 
-    notebooks.run(options.profile, _parameters(options), options.names or None, options.jobs, options.out, force=options.force)
+    notebooks.run(
+        options.profile, _parameters(options), options.names or None, options.jobs, options.out, force=options.force
+    )
 
 
 def _notebooks_sync(options: argparse.Namespace) -> None:
@@ -298,7 +326,15 @@ def _book_build(options: argparse.Namespace) -> None:
 
     root = repository_root()
     _notebooks_check(options)
-    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(root), "-W", "-n", "--keep-going", "-q"]
+    command = [
+        str(Path(sys.executable).with_name("jupyter-book")),
+        "build",
+        str(root),
+        "-W",
+        "-n",
+        "--keep-going",
+        "-q",
+    ]
     environment = {**os.environ, "IGSP_PROFILE": options.profile}
     shutil.rmtree(root / "_build" / "html", ignore_errors=True)
     run = subprocess.run(command, cwd=root, env=environment)
@@ -319,8 +355,14 @@ def _diff(options: argparse.Namespace) -> int:
     for key in sorted(a.keys() | b.keys()):
         left, right = (side.get(key, {}).get("value") for side in (a, b))
         if left is None or right is None or abs(left - right) > options.tolerance:
-            rows.append({"key": key, "a": left, "b": right,
-                         "difference": None if left is None or right is None else right - left})
+            rows.append(
+                {
+                    "key": key,
+                    "a": left,
+                    "b": right,
+                    "difference": None if left is None or right is None else right - left,
+                }
+            )
     _table(rows, options.json)
     if not rows and not options.json:
         print(f"no difference over {options.tolerance} in {len(a)} values")

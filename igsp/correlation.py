@@ -45,13 +45,23 @@ def spearman(
     rng = np.random.default_rng(seed)
     y_ranks = stats.rankdata(y)
     permuted = stats.permutation_test(
-        (stats.rankdata(x),), lambda a, axis=-1: _pearson(a, y_ranks, axis), permutation_type="pairings",
-        n_resamples=resamples, vectorized=True, rng=rng,
+        (stats.rankdata(x),),
+        lambda a, axis=-1: _pearson(a, y_ranks, axis),
+        permutation_type="pairings",
+        n_resamples=resamples,
+        vectorized=True,
+        rng=rng,
     )
     with np.errstate(all="ignore"):
         interval = stats.bootstrap(
-            (x, y), _rho, paired=True, vectorized=True, n_resamples=resamples, confidence_level=confidence,
-            method="BCa", rng=rng,
+            (x, y),
+            _rho,
+            paired=True,
+            vectorized=True,
+            n_resamples=resamples,
+            confidence_level=confidence,
+            method="BCa",
+            rng=rng,
         ).confidence_interval
     low, high = float(interval.low), float(interval.high)
     if abs(rho) == 1.0 or not np.isfinite([low, high]).all():  # every resample is degenerate
@@ -97,7 +107,8 @@ def spearman_table(metrics: pd.DataFrame, retention: pd.DataFrame, *, seed: int 
     metrics, retention = metrics.loc[shared], retention.loc[shared]
     rows = [
         {"metric": metric, "dimension": dimension, **vars(spearman(metrics[metric], retention[dimension], seed=seed))}
-        for metric in metrics if metrics[metric].nunique() > 1
+        for metric in metrics
+        if metrics[metric].nunique() > 1
         for dimension in retention
     ]
     table = pd.DataFrame(rows)

@@ -19,7 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from igsp.errors import UsageError
 from igsp.models import LanguageModel
 
-WIDTH = {"cpu": 32}  # rows of every matrix product; part of the numerics, so fixed per kind of device
+WIDTH = {"cpu": 64}  # rows of every matrix product; part of the numerics, so fixed per kind of device
 WIDTH_ELSEWHERE = 128
 SPAN = 64  # keys are read in multiples of this many positions
 ATTENTION_TYPES = {"full_attention", "sliding_attention"}

@@ -34,10 +34,22 @@ def markers() -> dict[str, str]:
 
 def use_style() -> None:
     """Seaborn theme of the book: white ground, light grid, 10-point type."""
-    sns.set_theme(style="whitegrid", context="notebook", font_scale=0.9, rc={
-        "figure.facecolor": "white", "axes.titleweight": "bold", "axes.titlesize": 11, "axes.labelsize": 10.5,
-        "xtick.labelsize": 10, "ytick.labelsize": 10, "legend.fontsize": 10, "grid.alpha": 0.5, "axes.edgecolor": "#888888",
-    })
+    sns.set_theme(
+        style="whitegrid",
+        context="notebook",
+        font_scale=0.9,
+        rc={
+            "figure.facecolor": "white",
+            "axes.titleweight": "bold",
+            "axes.titlesize": 11,
+            "axes.labelsize": 10.5,
+            "xtick.labelsize": 10,
+            "ytick.labelsize": 10,
+            "legend.fontsize": 10,
+            "grid.alpha": 0.5,
+            "axes.edgecolor": "#888888",
+        },
+    )
 
 
 def show(fig: Figure, alt: str, caption: str, name: str | None = None) -> None:
@@ -56,11 +68,13 @@ def show(fig: Figure, alt: str, caption: str, name: str | None = None) -> None:
     data = base64.b64encode(buffer.getvalue()).decode()
     width = round(fig.get_figwidth() * 100)
     display(
-        {"image/png": data, "text/plain": f"Figure: {alt}"}, raw=True,
+        {"image/png": data, "text/plain": f"Figure: {alt}"},
+        raw=True,
         metadata={"image/png": {"width": width, "alt": alt}, "igsp": {"alt": alt, "caption": caption, "name": name}},
     )
     display(
-        {"text/markdown": f"*{caption}*", "text/plain": caption}, raw=True,
+        {"text/markdown": f"*{caption}*", "text/plain": caption},
+        raw=True,
         metadata={"igsp": {"caption_of": name or "figure"}},
     )
 
@@ -83,7 +97,9 @@ def show_table(frame: pd.DataFrame, caption: str, digits: int = 2) -> None:
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     )
     display(
-        {"text/html": table, "text/plain": frame.to_string(index=False)}, raw=True, metadata={"igsp": {"table": caption}}
+        {"text/html": table, "text/plain": frame.to_string(index=False)},
+        raw=True,
+        metadata={"igsp": {"table": caption}},
     )
 
 
@@ -91,8 +107,15 @@ def heatmap(frame: pd.DataFrame, label: str, center: float | None = None, fmt: s
     """Heatmap of a frame `[rows, columns]`; `label` names the colour scale."""
     fig, axes = plt.subplots(figsize=(WIDTH, 0.32 * len(frame) + 1.5))
     sns.heatmap(
-        frame, annot=True, fmt=fmt, cmap="vlag" if center is not None else "crest", center=center, linewidths=0.5,
-        cbar_kws={"label": label, "shrink": 0.8}, ax=axes, annot_kws={"size": 10},
+        frame,
+        annot=True,
+        fmt=fmt,
+        cmap="vlag" if center is not None else "crest",
+        center=center,
+        linewidths=0.5,
+        cbar_kws={"label": label, "shrink": 0.8},
+        ax=axes,
+        annot_kws={"size": 10},
     )
     axes.set(xlabel="", ylabel="")
     axes.tick_params(axis="x", rotation=0, length=0)
@@ -106,7 +129,9 @@ def rank_scatter(x: pd.Series, retention: pd.DataFrame, notes: dict[str, str], x
     colours, shapes = palette(), markers()
     fig, grid = plt.subplots(2, 2, figsize=(WIDTH, 5.2), sharex=True)
     for axes, dimension in zip(grid.flat, DIMENSIONS, strict=True):
-        axes.scatter(x, retention[dimension], s=34, color=colours[dimension], marker=shapes[dimension], edgecolor="white")
+        axes.scatter(
+            x, retention[dimension], s=34, color=colours[dimension], marker=shapes[dimension], edgecolor="white"
+        )
         axes.set_title(f"{dimension.capitalize()}\n{notes[dimension]}", color=colours[dimension])
         if log:
             axes.set_xscale("log")
@@ -127,8 +152,15 @@ def bars(estimates: dict[str, dict[str, Estimate]], xlabel: str) -> Figure:
         x = np.array([r.value for r in rows])
         error = np.array([[r.value - r.low, r.high - r.value] for r in rows]).T
         axes.errorbar(
-            x, np.arange(len(rows)) + offset, xerr=np.maximum(error, 0), fmt=shapes[key], color=colours[key], ms=5.5,
-            capsize=2, lw=1.2, label=key.capitalize(),
+            x,
+            np.arange(len(rows)) + offset,
+            xerr=np.maximum(error, 0),
+            fmt=shapes[key],
+            color=colours[key],
+            ms=5.5,
+            capsize=2,
+            lw=1.2,
+            label=key.capitalize(),
         )
     axes.set(yticks=range(len(estimates)), yticklabels=list(estimates), xlabel=xlabel)
     axes.invert_yaxis()
@@ -148,8 +180,13 @@ def distributions(frame: pd.DataFrame, labels: dict[str, str], hue: pd.Series) -
         for i, dimension in enumerate(DIMENSIONS):
             values = frame.loc[hue == dimension, metric]
             axes.scatter(
-                values, np.full(len(values), -i), color=colours[dimension], marker=shapes[dimension], s=36,
-                edgecolor="white", label=dimension.capitalize(),
+                values,
+                np.full(len(values), -i),
+                color=colours[dimension],
+                marker=shapes[dimension],
+                s=36,
+                edgecolor="white",
+                label=dimension.capitalize(),
             )
         axes.set(yticks=[], ylim=(-3.7, 0.7), ylabel="")
         axes.set_title(labels[metric], loc="left", fontsize=10, fontweight="normal")

@@ -134,7 +134,7 @@ def write_texts(
         eos: what a stop token (`stop_tokens`) does: `stop` ends the text; `restart` begins a new piece, with no
             memory of the ones before and the temperature schedule anew, until `new_tokens` are written; `ignore`
             never draws one.
-        batch_size: texts in flight at once, at most (and by default) `decoding.width(lm)`: 32 on a CPU, 128
+        batch_size: texts in flight at once, at most (and by default) `decoding.width(lm)`: 64 on a CPU, 128
             elsewhere. It bounds the memory of the cache and does not change the texts.
         resume: a JSONL file, one line per finished text, written as it goes. If it exists, its texts are taken
             over; its run may have had other seeds and prompts, but not another model or other settings.

@@ -26,7 +26,8 @@ METRICS = {
     "scope": "scope: distinct documents in the set",
     "coverage": "coverage: share of the tokens of held-out text of all dimensions whose type occurs in the set",
     "mismatch": "mismatch: Jensen-Shannon distance (base 2) of the set's unigrams to held-out text of all dimensions",
-    "aggregation_1": "aggregation of order 1", "aggregation_2": "aggregation of order 2",
+    "aggregation_1": "aggregation of order 1",
+    "aggregation_2": "aggregation of order 2",
     "aggregation_3": "aggregation of order 3",
     "granularity": "granularity: mean tokens per document piece",
     "volume": "volume: tokens in the set (constant by construction)",
@@ -37,7 +38,9 @@ CORRELATED = ("calibration_perplexity", "aggregation_4", "variety", "entropy", "
 
 
 def profile(
-    calibration: CalibrationSet, lm: LanguageModel, reference: Mapping[str, np.ndarray] | None = None,
+    calibration: CalibrationSet,
+    lm: LanguageModel,
+    reference: Mapping[str, np.ndarray] | None = None,
     progress: bool = False,
 ) -> dict[str, float]:
     """OIT metrics of a calibration set, by name (`METRICS` says what each one is).
@@ -92,7 +95,7 @@ def entropy(counts: np.ndarray) -> float:
 
 def vocabulary_size(lm: LanguageModel) -> int:
     """Rows of the embedding: token ids lie below it."""
-    return int(lm.model.get_input_embeddings().num_embeddings)
+    return int(lm.model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr,index]
 
 
 def reference_counts(texts: Mapping[str, list[str]], lm: LanguageModel) -> dict[str, np.ndarray]:

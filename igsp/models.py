@@ -18,8 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from igsp.assets import cache_dir, catalog, extract_member, sha256_file
@@ -160,7 +166,9 @@ def _refuse(name: str, config: Any) -> None:
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or getattr(config, "is_encoder_decoder", False):
         raise UsageError(f"model '{name}' ({config.model_type}) is no causal language model: pruning needs a decoder")
     architectures = getattr(config, "architectures", None) or []
-    if architectures and not any("CausalLM" in a or "LMHead" in a or "ConditionalGeneration" in a for a in architectures):
+    if architectures and not any(
+        "CausalLM" in a or "LMHead" in a or "ConditionalGeneration" in a for a in architectures
+    ):
         raise UsageError(f"model '{name}' was saved as {architectures[0]}, which has no language-model head")
     quantised = getattr(config, "quantization_config", None)
     if quantised:

@@ -28,10 +28,10 @@ from jupytext.compare import NotebookDifference, compare_notebooks
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from igsp.assets import sha256_file, whole_or_nothing, wheels
+from igsp.assets import sha256_file, wheels, whole_or_nothing
 from igsp.errors import IgspError, UnknownName, UsageError
 from igsp.models import folder_fingerprint, resolve_device, resolve_dtype, resolve_folder
-from igsp.store import key_of, package_sha256, provenance, repository_root
+from igsp.store import key_of, provenance, repository_root
 from igsp.study import Settings, settings
 
 SETTING_NAMES = set(Settings.__dataclass_fields__)
@@ -131,7 +131,8 @@ def check_parameters(found: Sequence[Notebook], profile: str, given: Mapping[str
     for notebook in found:
         own = declared[notebook.name]
         values[notebook.name] = {
-            name: profile if name == "profile"
+            name: profile
+            if name == "profile"
             else given.get(name, getattr(resolved, name) if name in SETTING_NAMES else own[name].default)
             for name in own
         }
@@ -139,7 +140,7 @@ def check_parameters(found: Sequence[Notebook], profile: str, given: Mapping[str
 
 
 def _fits(value: Any, type_name: str) -> bool:
-    """Whether a value has a parameter's type, as written: `int`, `Optional[float]`, ... (whole numbers are floats too)."""
+    """Whether a value has a parameter's type, as written: `int`, `Optional[float]`, ...; an int is a float too."""
     kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "str": (str,), "bool": (bool,)}
     optional = type_name.removeprefix("Optional[").removesuffix("]")
     if value is None:
@@ -160,8 +161,12 @@ class IpcKernelManager(AsyncKernelManager):
     async def _async_pre_start_kernel(self, **options: Any) -> Any:
         environment = dict(options.pop("env", None) or os.environ)
         environment |= {
-            "OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads), "TQDM_DISABLE": "1",
-            "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error",
+            "OMP_NUM_THREADS": str(self.threads),
+            "MKL_NUM_THREADS": str(self.threads),
+            "TQDM_DISABLE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "TRANSFORMERS_VERBOSITY": "error",
         }
         return await super()._async_pre_start_kernel(env=environment, **options)
 
@@ -184,9 +189,15 @@ def data_sha256() -> str:
 
 
 def run(
-    profile: str = "quick", parameters: Mapping[str, Any] | None = None, only: Sequence[str] | None = None,
-    jobs: int = 2, out: Path | None = None, root: Path | None = None, force: bool = False,
-    timeout: int = 7200, say: Callable[[str], None] = print,
+    profile: str = "quick",
+    parameters: Mapping[str, Any] | None = None,
+    only: Sequence[str] | None = None,
+    jobs: int = 2,
+    out: Path | None = None,
+    root: Path | None = None,
+    force: bool = False,
+    timeout: int = 7200,
+    say: Callable[[str], None] = print,
 ) -> list[Path]:
     """Executes the notebooks and returns the executed copies, in order.
 
@@ -210,7 +221,9 @@ def run(
     if stale:
         raise UsageError(f"out of step with their .py source: {', '.join(stale)}. Run `igsp notebooks sync`")
     values = check_parameters(found, profile, parameters or {})
-    base = _common_metadata(profile, settings(profile, **{k: v for k, v in (parameters or {}).items() if k in SETTING_NAMES}), root)
+    base = _common_metadata(
+        profile, settings(profile, **{k: v for k, v in (parameters or {}).items() if k in SETTING_NAMES}), root
+    )
     plan = {}
     for notebook in found:
         facts = _metadata(notebook, values[notebook.name], base)
@@ -239,9 +252,16 @@ def _common_metadata(profile: str, resolved: Settings, root: Path) -> dict[str, 
     device = resolve_device(resolved.device)
     made_by = provenance()
     return {
-        "profile": profile, "commit": made_by["commit"], "dirty": made_by["dirty"], "lock": lock_sha256(root),
-        "package": made_by["package"], "data": data_sha256(), "device": device.type, "processor": made_by["processor"],
-        "dtype": str(resolve_dtype(resolved.dtype, device)).removeprefix("torch."), "seed": resolved.seed,
+        "profile": profile,
+        "commit": made_by["commit"],
+        "dirty": made_by["dirty"],
+        "lock": lock_sha256(root),
+        "package": made_by["package"],
+        "data": data_sha256(),
+        "device": device.type,
+        "processor": made_by["processor"],
+        "dtype": str(resolve_dtype(resolved.dtype, device)).removeprefix("torch."),
+        "seed": resolved.seed,
         "model": {"name": resolved.model, "fingerprint": folder_fingerprint(resolve_folder(resolved.model))},
         "versions": {**made_by["versions"], "python": made_by["python"]},
     }
@@ -250,32 +270,54 @@ def _common_metadata(profile: str, resolved: Settings, root: Path) -> dict[str, 
 def _metadata(notebook: Notebook, values: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
     source = notebook.source.read_text(encoding="utf8")
     drawing = sha256_file(Path(__file__).with_name("figures.py"))
-    key = key_of({
-        "source": source, "parameters": dict(values), "package": base["package"], "figures": drawing,
-        "lock": base["lock"], "model": base["model"], "data": base["data"], "device": base["device"], "dtype": base["dtype"],
-    })
+    key = key_of(
+        {
+            "source": source,
+            "parameters": dict(values),
+            "package": base["package"],
+            "figures": drawing,
+            "lock": base["lock"],
+            "model": base["model"],
+            "data": base["data"],
+            "device": base["device"],
+            "dtype": base["dtype"],
+        }
+    )
     panel = [
         {"name": p.name, "type": p.type, "default": p.default, "value": values[p.name], "help": p.help}
         for p in notebook.parameters()
     ]
-    return {**base, "key": key, "notebook": notebook.name, "source": f"notebooks/{notebook.source.name}", "parameters": panel}
+    return {
+        **base,
+        "key": key,
+        "notebook": notebook.name,
+        "source": f"notebooks/{notebook.source.name}",
+        "parameters": panel,
+    }
 
 
-def _execute(plan: dict[str, Any], values: Mapping[str, Any], jobs: int, timeout: int, say: Callable[[str], None]) -> None:
+def _execute(
+    plan: dict[str, Any], values: Mapping[str, Any], jobs: int, timeout: int, say: Callable[[str], None]
+) -> None:
     """Runs the planned notebooks, `jobs` at a time, each after those it needs; all that can finish do."""
     IpcKernelManager.threads = max(1, (os.cpu_count() or 1) // max(1, min(jobs, len(plan) or 1)))
     total = sum(sum(c.cell_type == "code" for c in item[0].read().cells) for item in plan.values())
-    waiting, running, failed, done = dict(plan), {}, {}, set()
-    with futures.ThreadPoolExecutor(max(1, jobs)) as pool, tqdm(
-        total=total, unit="cell", desc="notebooks", disable=not plan or not sys.stderr.isatty()
-    ) as bar:
+    waiting, done = dict(plan), set()
+    running: dict[futures.Future[float], str] = {}
+    failed: dict[str, IgspError] = {}
+    with (
+        futures.ThreadPoolExecutor(max(1, jobs)) as pool,
+        tqdm(total=total, unit="cell", desc="notebooks", disable=not plan or not sys.stderr.isatty()) as bar,
+    ):
         try:
             while waiting or running:
                 for name in list(waiting):
                     notebook, facts, target = waiting[name]
                     needed = [n for n in notebook.needs if n in plan]
                     if any(n in failed for n in needed):
-                        failed[name] = IgspError(f"{name}: not run, it needs {', '.join(n for n in needed if n in failed)}")
+                        failed[name] = IgspError(
+                            f"{name}: not run, it needs {', '.join(n for n in needed if n in failed)}"
+                        )
                         del waiting[name]
                     elif len(running) < jobs and all(n in done for n in needed):
                         say(f"{name}: started")
@@ -295,7 +337,9 @@ def _execute(plan: dict[str, Any], values: Mapping[str, Any], jobs: int, timeout
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     if failed:
-        raise IgspError(f"{len(failed)} of {len(plan)} notebooks failed: " + ", ".join(failed) + f"\n{next(iter(failed.values()))}")
+        raise IgspError(
+            f"{len(failed)} of {len(plan)} notebooks failed: " + ", ".join(failed) + f"\n{next(iter(failed.values()))}"
+        )
 
 
 def _execute_one(
@@ -314,9 +358,16 @@ def _execute_one(
         for attempt in (1, 2):
             try:
                 papermill.execute_notebook(
-                    str(source), str(result), parameters=dict(values), kernel_name="python3", progress_bar=False,
-                    execution_timeout=timeout, cwd=str(notebook.source.parent), kernel_manager_class=IpcKernelManager,
-                    on_cell_executed=executed, log_output=False,
+                    str(source),
+                    str(result),
+                    parameters=dict(values),
+                    kernel_name="python3",
+                    progress_bar=False,
+                    execution_timeout=timeout,
+                    cwd=str(notebook.source.parent),
+                    kernel_manager_class=IpcKernelManager,
+                    on_cell_executed=executed,
+                    log_output=False,
                 )
                 break
             except PapermillExecutionError as error:
@@ -336,8 +387,12 @@ def _execute_one(
     for key in ("input_path", "output_path"):
         done.metadata.papermill[key] = f"{notebook.name}.ipynb"
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(started))
-    done.metadata["igsp"] = {**done.metadata.get("igsp", {}), **facts, "started": stamp,
-                             "seconds": round(time.perf_counter() - clock, 1)}
+    done.metadata["igsp"] = {
+        **done.metadata.get("igsp", {}),
+        **facts,
+        "started": stamp,
+        "seconds": round(time.perf_counter() - clock, 1),
+    }
     with whole_or_nothing(target) as temporary:
         nbformat.write(done, temporary)
     return time.perf_counter() - clock
@@ -360,7 +415,9 @@ def problems(path: Path) -> list[str]:
             continue
         if cell.metadata.get("papermill", {}).get("status") != "completed":
             found.append(f"{path.name}: cell {index} was not completed")
-        if any(output.output_type == "error" for output in cell.outputs) or "papermill-error-cell-tag" in cell.metadata.get("tags", []):
+        if any(
+            output.output_type == "error" for output in cell.outputs
+        ) or "papermill-error-cell-tag" in cell.metadata.get("tags", []):
             found.append(f"{path.name}: cell {index} holds an error")
     return found
 

@@ -73,13 +73,22 @@ def retention(
     values = _over_draws([_resampled(s, dense, measure, seed) for s in draws], seed)
     stacked = np.stack(list(values.values()))  # [dimensions, 1 + RESAMPLES]
     return Retention(
-        measure, {name: _estimate(v) for name, v in values.items()}, _estimate(stacked.mean(0)),
-        _estimate(stacked.min(0)), _chance_corrected(draws, dense) if measure == "accuracy" else {}, len(draws),
+        measure,
+        {name: _estimate(v) for name, v in values.items()},
+        _estimate(stacked.mean(0)),
+        _estimate(stacked.min(0)),
+        _chance_corrected(draws, dense) if measure == "accuracy" else {},
+        len(draws),
     )
 
 
 def difference(
-    a: Scores | Sequence[Scores], b: Scores | Sequence[Scores], dense: Scores, measure: str = "likelihood", *, seed: int = 0
+    a: Scores | Sequence[Scores],
+    b: Scores | Sequence[Scores],
+    dense: Scores,
+    measure: str = "likelihood",
+    *,
+    seed: int = 0,
 ) -> dict[str, Estimate]:
     """Retention of `a` minus retention of `b` in points, per dimension and `total`, paired over draws and items."""
     left = [a] if isinstance(a, Scores) else list(a)
@@ -91,7 +100,9 @@ def difference(
         x, y = _resampled(one, dense, measure, seed), _resampled(other, dense, measure, seed)
         gaps.append({name: x[name] - y[name] for name in x})
     values = _over_draws(gaps, seed)
-    return {name: _estimate(v) for name, v in values.items()} | {"total": _estimate(np.mean(list(values.values()), axis=0))}
+    return {name: _estimate(v) for name, v in values.items()} | {
+        "total": _estimate(np.mean(list(values.values()), axis=0))
+    }
 
 
 def _over_draws(draws: Sequence[Mapping[str, np.ndarray]], seed: int) -> dict[str, np.ndarray]:
@@ -130,7 +141,9 @@ def _pairs(scores: Scores, dense: Scores, measure: str) -> list[tuple[TaskScore,
         raise UsageError(f"the two scores share no task measured in {MEASURES[measure]}")
     for pruned, full in pairs:
         if len(pruned.items) != len(full.items):
-            raise UsageError(f"task '{pruned.task}' was scored on {len(pruned.items)} items, the dense on {len(full.items)}")
+            raise UsageError(
+                f"task '{pruned.task}' was scored on {len(pruned.items)} items, the dense on {len(full.items)}"
+            )
     return pairs
 
 

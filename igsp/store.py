@@ -123,7 +123,7 @@ class Store:
         return self.root / "cells" / f"{key}.json"
 
     def get(self, spec: Mapping[str, Any]) -> Record | None:
-        """The record of a specification, or None. A damaged file is set aside as `<name>.damaged` and counts as none."""
+        """The record of a specification, or None. A damaged file is set aside as `*.damaged` and counts as none."""
         return self._read(self.path(key_of(spec)))
 
     def _read(self, path: Path) -> Record | None:

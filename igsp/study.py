@@ -8,11 +8,11 @@ shares it, and several processes that ask at the same time divide the missing on
 from __future__ import annotations
 
 import copy
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -167,12 +167,12 @@ class Study:
         self._calibrations: dict[tuple[str, int], CalibrationSet] = {}
         self._pools: dict[int, CandidatePool] = {}
 
-    @cached_property
+    @functools.cached_property
     def lm(self) -> LanguageModel:
         """The dense model, loaded once."""
         return load_model(self.settings.model, self.settings.device, self.settings.dtype)
 
-    @cached_property
+    @functools.cached_property
     def strategies(self) -> dict[str, Strategy]:
         """Every strategy of the profile by name: the sources, `uniform`, `all-sources`, the protocols."""
         s = self.settings
@@ -206,7 +206,8 @@ class Study:
         options = {k: v for k, v in strategy.detail.items() if k != "protocol"}
         make = PROTOCOLS[strategy.detail["protocol"]]
         folder = self._written(
-            {"protocol": strategy.detail["protocol"], **options}, stream,
+            {"protocol": strategy.detail["protocol"], **options},
+            stream,
             lambda: make(self.lm, n=s.n, seqlen=s.seqlen, seed=stream, progress=False, **options),
         )
         return CalibrationSet.load(folder)
@@ -216,7 +217,8 @@ class Study:
         if draw not in self._pools:
             s, stream = self.settings, self.settings.seed + draw
             folder = self._written(
-                {"pool": s.pool}, stream,
+                {"pool": s.pool},
+                stream,
                 lambda: protocols.candidate_pool(self.lm, s.n, s.seqlen, stream, progress=False, **s.pool),
             )
             limits = {name: catalog("protocols")["igsp"][name]["value"] for name in ("drop_share", "loop_limit")}
@@ -235,7 +237,9 @@ class Study:
         The key holds the package's hash: other code may write other text.
         """
         s = self.settings
-        key = key_of({**what, "n": s.n, "seqlen": s.seqlen, "seed": stream, "package": package_sha256(), **self._numbers()})
+        key = key_of(
+            {**what, "n": s.n, "seqlen": s.seqlen, "seed": stream, "package": package_sha256(), **self._numbers()}
+        )
         folder = cache_dir() / "written" / key
         with self.store.claim(f"written-{key}", wait=True):
             if not folder.exists():
@@ -248,7 +252,9 @@ class Study:
     def _numbers(self) -> dict[str, Any]:
         """The part of every specification that is not the cell's own: model, suite, arithmetic, versions."""
         return {
-            "model": self.lm.fingerprint, "device": self.lm.device.type, "dtype": str(self.lm.dtype).removeprefix("torch."),
+            "model": self.lm.fingerprint,
+            "device": self.lm.device.type,
+            "dtype": str(self.lm.dtype).removeprefix("torch."),
             "versions": versions(),
         }
 
@@ -256,8 +262,14 @@ class Study:
         """Specification of a cell; its hash names the record."""
         s = self.settings
         return {
-            "stage": "cell", "method": s.method, "sparsity": s.sparsity, "pattern": s.pattern, "order": s.order,
-            "calibration": self.calibration(name, draw).sha256, "suite": suite_sha256(s.suite), **self._numbers(),
+            "stage": "cell",
+            "method": s.method,
+            "sparsity": s.sparsity,
+            "pattern": s.pattern,
+            "order": s.order,
+            "calibration": self.calibration(name, draw).sha256,
+            "suite": suite_sha256(s.suite),
+            **self._numbers(),
         }
 
     def dense(self) -> Scores:
@@ -285,7 +297,7 @@ class Study:
                     if cell in done:
                         continue
                     bar.set_postfix_str(cell[0])
-                    record = self._once(self.spec(*cell), lambda cell=cell: self._compute(*cell))
+                    record = self._once(self.spec(*cell), functools.partial(self._compute, *cell))
                     if record is not None:
                         done[cell] = record
                         bar.update()
@@ -314,17 +326,24 @@ class Study:
     def _compute(self, name: str, draw: int) -> dict[str, Any]:
         s, watch = self.settings, Stopwatch()
         calibration = self.calibration(name, draw)
+        amount: dict[str, Any] = {"pattern": s.pattern} if s.pattern else {"sparsity": s.sparsity}
         pruned = copy.copy(self.lm)
         pruned.model = copy.deepcopy(self.lm.model)
         with watch("prune"):
             report = prune(
-                pruned, calibration, method=s.method, sparsity=None if s.pattern else s.sparsity, pattern=s.pattern,
-                order=s.order, progress=False,
+                pruned,
+                calibration,
+                method=s.method,
+                order=s.order,
+                progress=False,
+                **amount,
             )
         with watch("evaluate"):
             scores = evaluate(pruned, s.suite, progress=False)
         return {
-            "scores": scores.to_dict(), "prune": report.totals(), "seconds": watch.seconds,
+            "scores": scores.to_dict(),
+            "prune": report.totals(),
+            "seconds": watch.seconds,
             "labels": {"strategy": name, "draw": draw, "seed": s.seed, "calibration": calibration.spec},
         }
 
@@ -333,15 +352,23 @@ class Study:
         rows = {}
         for name in tqdm(list(names), desc="profiles", disable=not progress):
             calibration = self.calibration(name, draw)
-            spec = {"stage": "profile", "calibration": calibration.sha256, "suite": suite_sha256(self.settings.suite),
-                    "scope": [len(w.documents) for w in calibration.windows], **self._numbers()}
-            record = self._once(spec, lambda c=calibration, n=name: {  # type: ignore[misc]
-                "information": oit_profile(c, self.lm, self._reference), "labels": {"strategy": n, "draw": draw},
-            }, wait=True)
+            spec = {
+                "stage": "profile",
+                "calibration": calibration.sha256,
+                "suite": suite_sha256(self.settings.suite),
+                "scope": [len(w.documents) for w in calibration.windows],
+                **self._numbers(),
+            }
+            compute = functools.partial(self._profile, name, draw, calibration)
+            record = self._once(spec, compute, wait=True)
             rows[name] = record.metrics["information"]  # type: ignore[union-attr]
         return pd.DataFrame(rows).T
 
-    @cached_property
+    def _profile(self, name: str, draw: int, calibration: CalibrationSet) -> dict[str, Any]:
+        values = oit_profile(calibration, self.lm, self._reference)
+        return {"information": values, "labels": {"strategy": name, "draw": draw}}
+
+    @functools.cached_property
     def _reference(self) -> Mapping[str, Any]:
         return reference_counts(heldout_texts(self.settings.suite), self.lm)
 
@@ -362,7 +389,13 @@ class Study:
 
 def frame(retentions: Mapping[str, Retention]) -> pd.DataFrame:
     """Point values: one row per strategy, columns the dimensions, `total` and `minimum`."""
-    return pd.DataFrame({
-        name: {**{d: e.value for d, e in kept.dimensions.items()}, "total": kept.total.value, "minimum": kept.minimum.value}
-        for name, kept in retentions.items()
-    }).T
+    return pd.DataFrame(
+        {
+            name: {
+                **{d: e.value for d, e in kept.dimensions.items()},
+                "total": kept.total.value,
+                "minimum": kept.minimum.value,
+            }
+            for name, kept in retentions.items()
+        }
+    ).T

@@ -45,6 +45,7 @@ seed: Optional[int] = None  # first random stream
 import pandas as pd
 
 from igsp import figures
+from igsp.baselines import baselines
 from igsp.sources import catalogue, documents
 from igsp.study import Study, frame
 
@@ -85,6 +86,18 @@ scores = pd.DataFrame([
     for t in dense.tasks
 ])
 figures.show_table(scores, "Scores of the dense model", digits=3)
+
+# %% [markdown]
+# A multiple-choice score means something only above solvers that know nothing: the longest choice, the choice that shares
+# most words with the question, and a word-trigram model of the calibration text. Items on which the dense model does not beat
+# the best of them by three standard errors were left out of the suite.
+
+# %%
+trivial = pd.DataFrame(baselines(study.settings.suite))
+trivial["dense"] = [dense[task].value for task in trivial.task]
+trivial["z"] = [(dense[t].value - best) / dense[t].stderr for t, best in zip(trivial.task, trivial.best, strict=True)]
+columns = ["task", "n", "chance", "longest", "overlap", "trigram", "dense", "z"]
+figures.show_table(trivial[columns], "The dense model against trivial solvers; z is its lead over the best of them in standard errors")
 
 # %% [markdown]
 # ## Prune with each source

@@ -37,7 +37,6 @@ draws: Optional[int] = None  # independent calibration sets per strategy
 seed: Optional[int] = None  # first random stream
 
 # %%
-import pandas as pd
 
 from igsp import figures
 from igsp.correlation import spearman_table

@@ -46,7 +46,7 @@ import pandas as pd
 from igsp import figures
 from igsp.assets import catalog
 from igsp.retention import difference
-from igsp.study import Study, frame
+from igsp.study import Study
 
 figures.use_style()
 study = Study(

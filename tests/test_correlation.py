@@ -78,9 +78,15 @@ def test_table_leaves_constant_metrics_out_and_corrects_over_all_rows():
     assert table.p_holm.to_numpy() == pytest.approx(holm(table.p.to_numpy()))
 
 
-@pytest.mark.parametrize("x, y", [
-    ([1, 2, 3], [1, 2, 3]), ([1, 1, 1, 1], [1, 2, 3, 4]), ([1, 2, np.nan, 4], [1, 2, 3, 4]), ([1, 2, 3, 4], [1, 2, 3]),
-])
+@pytest.mark.parametrize(
+    "x, y",
+    [
+        ([1, 2, 3], [1, 2, 3]),
+        ([1, 1, 1, 1], [1, 2, 3, 4]),
+        ([1, 2, np.nan, 4], [1, 2, 3, 4]),
+        ([1, 2, 3, 4], [1, 2, 3]),
+    ],
+)
 def test_bad_input_is_refused(x, y):
     with pytest.raises(UsageError):
         spearman(np.array(x), np.array(y))

@@ -95,9 +95,9 @@ def test_texts_of_different_settings_share_a_batch(llama):
 @pytest.mark.model
 def test_the_real_model_in_bfloat16_keeps_its_texts():
     lm = load_model("smollm2-135m", device="cpu", dtype="bfloat16")
-    prompts = [[1]] * 3 + [lm.tokenizer.encode("The river")]
-    texts = generate(lm, prompts, 24, [0, 1, 2, 3], batch_size=2, progress=False)
-    assert texts == generate(lm, prompts, 24, [0, 1, 2, 3], progress=False)
+    prompts = [lm.tokenizer.encode("The river")] + [[1]] * 69
+    texts = generate(lm, prompts, 8, range(70), batch_size=38, progress=False)  # every text in another row
+    assert texts[::-1] == generate(lm, prompts[::-1], 8, range(70)[::-1], progress=False)
 
 
 # -- what is written -------------------------------------------------------------------------------------------------

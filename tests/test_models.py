@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from tokenizers import Tokenizer, models
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from igsp import load_model
 from igsp.assets import cache_dir
@@ -20,8 +20,15 @@ def tokenizer(extra=0):
 
 @pytest.fixture
 def folder(tmp_path):
-    config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-                         num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=128)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=128,
+    )
     LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
     tokenizer().save_pretrained(tmp_path / "model")
     return tmp_path / "model"
@@ -73,19 +80,20 @@ def test_a_hub_id_that_cannot_be_reached(monkeypatch):
         raise OSError("no route")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(AssetError, match="hub cannot be reached.*smollm2-135m"):
+    with pytest.raises(AssetError, match=r"hub cannot be reached.*smollm2-135m"):
         load_model("owner/name")
 
 
 def test_encoders_and_quantised_weights_are_refused(folder, tmp_path):
-    BertModel(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-                         vocab_size=64)).save_pretrained(tmp_path / "bert")
-    with pytest.raises(UsageError, match="decoder|language-model head"):
+    BertModel(
+        BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=64)
+    ).save_pretrained(tmp_path / "bert")
+    with pytest.raises(UsageError, match=r"decoder|language-model head"):
         load_model(str(tmp_path / "bert"))
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UsageError, match="quantised weights \\(gptq\\).*dequantise"):
+    with pytest.raises(UsageError, match=r"quantised weights \(gptq\).*dequantise"):
         load_model(str(folder))
 
 
@@ -105,6 +113,11 @@ def test_the_alias_is_dequantised_once_and_repaired_when_damaged(monkeypatch):
 def test_the_alias_is_a_language_model_of_the_stated_shape():
     lm = load_model("smollm2-135m")
     config = lm.model.config
-    assert (config.num_hidden_layers, config.hidden_size, config.intermediate_size, config.vocab_size) == (30, 576, 1536, 49152)
+    assert (config.num_hidden_layers, config.hidden_size, config.intermediate_size, config.vocab_size) == (
+        30,
+        576,
+        1536,
+        49152,
+    )
     ids = lm.tokenizer("The capital of France is", return_tensors="pt").input_ids
     assert lm.tokenizer.decode(lm.model(ids).logits[0, -1].argmax()).strip() == "Paris"

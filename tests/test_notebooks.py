@@ -16,13 +16,45 @@ from igsp.errors import IgspError, UnknownName, UsageError
 from igsp.store import repository_root
 
 ROOT = repository_root()
-FACTS = {"profile": "quick", "package": "p", "lock": "l", "model": "m", "data": "d", "device": "cpu", "dtype": "float32"}
+FACTS = {
+    "profile": "quick",
+    "package": "p",
+    "lock": "l",
+    "model": "m",
+    "data": "d",
+    "device": "cpu",
+    "dtype": "float32",
+}
+
+
+HEADER = """\
+# ---
+# jupyter:
+#   igsp:
+#     needs: [{needs}]
+#   kernelspec:
+#     name: python3
+#     display_name: Python 3
+#     language: python
+# ---
+
+# %% [markdown]
+# # Title
+
+# %%
+from typing import Optional
+
+# %% tags=["parameters"]
+profile: str = "quick"  # scale
+sparsity: Optional[float] = None  # share of zeros
+label: str = "x"  # any text
+
+# %%
+"""
 
 
 def write(folder, name, body, needs=""):
-    header = f"# ---\n# jupyter:\n#   igsp:\n#     needs: [{needs}]\n#   kernelspec:\n#     name: python3\n#     display_name: Python 3\n#     language: python\n# ---\n"
-    cells = '\n# %% [markdown]\n# # Title\n\n# %%\nfrom typing import Optional\n\n# %% tags=["parameters"]\nprofile: str = "quick"  # scale\nsparsity: Optional[float] = None  # share of zeros\nlabel: str = "x"  # any text\n\n# %%\n'
-    (folder / f"{name}.py").write_text(header + cells + textwrap.dedent(body))
+    (folder / f"{name}.py").write_text(HEADER.format(needs=needs) + textwrap.dedent(body))
 
 
 @pytest.fixture
@@ -53,7 +85,13 @@ def test_runs_in_order_resolves_parameters_and_skips_what_is_up_to_date(checkout
     executed = nbformat.read(checkout / "book" / "notebooks" / "02-second.ipynb", as_version=4)
     assert executed.cells[-1].outputs[0].text == "hello 0.5\n"
     panel = {p["name"]: p for p in executed.metadata["igsp"]["parameters"]}
-    assert panel["sparsity"] == {"name": "sparsity", "type": "Optional[float]", "default": None, "value": 0.5, "help": "share of zeros"}
+    assert panel["sparsity"] == {
+        "name": "sparsity",
+        "type": "Optional[float]",
+        "default": None,
+        "value": 0.5,
+        "help": "share of zeros",
+    }
     assert str(checkout) not in (checkout / "book" / "notebooks" / "02-second.ipynb").read_text()
     again = said(checkout, parameters={"sparsity": 0.5, "label": "hello"})
     assert again == [f"{n}: up to date" for n in ("01-first", "02-second", "03-third")]
@@ -66,13 +104,16 @@ def test_none_means_the_profiles_value(checkout):
     assert {p["name"]: p["value"] for p in executed.metadata["igsp"]["parameters"]}["sparsity"] == 0.6
 
 
-@pytest.mark.parametrize("parameters, error, message", [
-    ({"sparsty": 0.5}, UnknownName, "sparsity"),
-    ({"sparsity": "much"}, UsageError, r"must be Optional\[float\]"),
-    ({"sparsity": 1.0}, UsageError, r"in \[0, 1\)"),
-    ({"label": 3}, UsageError, "must be str"),
-    ({"label": True}, UsageError, "must be str"),
-])
+@pytest.mark.parametrize(
+    "parameters, error, message",
+    [
+        ({"sparsty": 0.5}, UnknownName, "sparsity"),
+        ({"sparsity": "much"}, UsageError, r"must be Optional\[float\]"),
+        ({"sparsity": 1.0}, UsageError, r"in \[0, 1\)"),
+        ({"label": 3}, UsageError, "must be str"),
+        ({"label": True}, UsageError, "must be str"),
+    ],
+)
 def test_bad_parameters_are_refused_before_anything_runs(checkout, parameters, error, message):
     with pytest.raises(error, match=message):
         said(checkout, parameters=parameters)
@@ -111,11 +152,17 @@ def test_a_failing_cell_is_named_the_rest_finishes_and_nothing_half_is_left(chec
     assert [p.name for p in (checkout / "book" / "notebooks").iterdir()] == ["03-third.ipynb"]
 
 
-@pytest.mark.parametrize("spoil, message", [
-    (lambda n: n.metadata.papermill.update(end_time=None), "did not finish"),
-    (lambda n: n.cells[-1].metadata.papermill.update(status="running"), "not completed"),
-    (lambda n: n.cells[-1].outputs.append(nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])), "holds an error"),
-])
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda n: n.metadata.papermill.update(end_time=None), "did not finish"),
+        (lambda n: n.cells[-1].metadata.papermill.update(status="running"), "not completed"),
+        (
+            lambda n: n.cells[-1].outputs.append(nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])),
+            "holds an error",
+        ),
+    ],
+)
 def test_the_gate_sees_unfinished_and_failed_copies(checkout, spoil, message):
     said(checkout, only=["3"])
     path = checkout / "book" / "notebooks" / "03-third.ipynb"
@@ -128,14 +175,21 @@ def test_the_gate_sees_unfinished_and_failed_copies(checkout, spoil, message):
 
 
 def test_a_killed_run_resumes_and_loses_nothing_finished(checkout):
-    write(checkout / "notebooks", "02-second", "import time\nopen('slow', 'w').close()\ntime.sleep(0.0 if label == 'fast' else 60)\n", needs="01-first")
+    write(
+        checkout / "notebooks",
+        "02-second",
+        "import time\nopen('slow', 'w').close()\ntime.sleep(0.0 if label == 'fast' else 60)\n",
+        needs="01-first",
+    )
     notebooks.sync(notebooks.notebooks(checkout))
     script = (
         "from igsp import notebooks; from pathlib import Path\n"
         f"notebooks._common_metadata = lambda *_: {FACTS!r}\n"
         f"notebooks.run(root=Path({str(checkout)!r}))"
     )
-    child = subprocess.Popen([sys.executable, "-c", script], cwd=checkout, start_new_session=True, stdout=subprocess.DEVNULL)
+    child = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=checkout, start_new_session=True, stdout=subprocess.DEVNULL
+    )
     deadline = time.time() + 60
     while not (checkout / "notebooks" / "slow").exists():
         assert time.time() < deadline and child.poll() is None
@@ -157,7 +211,13 @@ def test_the_projects_own_pairs_are_in_step():
 def test_every_notebook_has_one_title_and_documented_typed_parameters():
     for notebook in notebooks.notebooks(ROOT):
         node = jupytext.read(notebook.source)
-        titles = [line for c in node.cells if c.cell_type == "markdown" for line in c.source.splitlines() if line.startswith("# ")]
+        titles = [
+            line
+            for c in node.cells
+            if c.cell_type == "markdown"
+            for line in c.source.splitlines()
+            if line.startswith("# ")
+        ]
         assert len(titles) == 1 and node.cells[0].source.startswith("# "), notebook.name
         for parameter in notebook.parameters():
             assert parameter.help and parameter.type != "None", (notebook.name, parameter.name)

@@ -269,9 +269,23 @@ def test_out_of_memory_is_retried_with_smaller_batches(monkeypatch):
     with pytest.warns(UserWarning, match="trying again with batch_size"):
         _, report = pruned(batch_size=8)
     assert report.batch_size == 2 and sizes[:3] == [8, 4, 2] and report.reached > 0.59
-    monkeypatch.setattr(driver.Activations, "collect", lambda *a, **k: (_ for _ in ()).throw(torch.OutOfMemoryError()))
-    with pytest.raises(IgspError, match="out of memory with batch_size=1: use a shorter seqlen"):
-        pruned(batch_size=1)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "failing", "way_out"), [(1, 0, "use a shorter seqlen"), (4, 1, "lower batch_size")]
+)
+def test_out_of_memory_says_what_to_lower(batch_size, failing, way_out, monkeypatch):
+    """With one window there is nothing to halve; once a block was pruned, starting again would prune it twice."""
+    collect = driver.Activations.collect
+
+    def limited(self, block, *arguments, **options):
+        if block.index == failing:
+            raise torch.OutOfMemoryError("no memory")
+        return collect(self, block, *arguments, **options)
+
+    monkeypatch.setattr(driver.Activations, "collect", limited)
+    with pytest.raises(IgspError, match=f"out of memory with batch_size={batch_size}: .*{way_out}"):
+        pruned(batch_size=batch_size)
 
 
 def test_non_finite_activations_name_layer_and_window():

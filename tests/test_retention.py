@@ -16,14 +16,18 @@ def bpb(dimension, bits, size=100.0):
 
 def acc(dimension, right, chance=0.25):
     items = tuple((float(r),) for r in right)
-    return TaskScore(f"{dimension}_choice", dimension, "acc", float(np.mean(right)), len(right), 0.01, chance, True, items)
+    return TaskScore(
+        f"{dimension}_choice", dimension, "acc", float(np.mean(right)), len(right), 0.01, chance, True, items
+    )
 
 
 def scores(*tasks):
     return Scores("toy", "toy", tasks)
 
 
-DENSE = scores(bpb("general", [80.0, 120.0]), bpb("code", [50.0, 50.0]), acc("general", [1, 1, 1, 0]), acc("code", [1, 1, 0, 0]))
+DENSE = scores(
+    bpb("general", [80.0, 120.0]), bpb("code", [50.0, 50.0]), acc("general", [1, 1, 1, 0]), acc("code", [1, 1, 0, 0])
+)
 
 
 def test_likelihood_retention_is_dense_over_pruned_bits():

@@ -17,7 +17,9 @@ from igsp.study import Study, frame, profiles, settings
 
 def toy_scores(factor):
     tasks = tuple(
-        TaskScore(f"text_{d}", d, "bits_per_byte", factor, 4, 0.1, None, False, tuple((factor * b, 1.0) for b in (1, 2, 3, 4)))
+        TaskScore(
+            f"text_{d}", d, "bits_per_byte", factor, 4, 0.1, None, False, tuple((factor * b, 1.0) for b in (1, 2, 3, 4))
+        )
         for d in ("general", "commonsense", "code", "math")
     )
     return Scores("toy", "toy", tasks)
@@ -125,15 +127,18 @@ def test_settings_of_every_profile_load():
         assert set(loaded.uniform) <= set(loaded.sources)
 
 
-@pytest.mark.parametrize("overrides, error, message", [
-    ({"sparsity": 1.0}, UsageError, r"quick\.yaml: sparsity must be in \[0, 1\)"),
-    ({"sparsity": "high"}, UsageError, "sparsity"),
-    ({"n": 0}, UsageError, "n must be a whole number"),
-    ({"seed": -1}, UsageError, "seed"),
-    ({"method": "sparsgpt"}, UnknownName, "sparsegpt"),
-    ({"sources": ["recipies"]}, UnknownName, "recipes"),
-    ({"sparcity": 0.5}, UnknownName, "sparsity"),
-])
+@pytest.mark.parametrize(
+    "overrides, error, message",
+    [
+        ({"sparsity": 1.0}, UsageError, r"quick\.yaml: sparsity must be in \[0, 1\)"),
+        ({"sparsity": "high"}, UsageError, "sparsity"),
+        ({"n": 0}, UsageError, "n must be a whole number"),
+        ({"seed": -1}, UsageError, "seed"),
+        ({"method": "sparsgpt"}, UnknownName, "sparsegpt"),
+        ({"sources": ["recipies"]}, UnknownName, "recipes"),
+        ({"sparcity": 0.5}, UnknownName, "sparsity"),
+    ],
+)
 def test_bad_settings_name_the_key(overrides, error, message):
     with pytest.raises(error, match=message):
         settings("quick", **overrides)

@@ -36,7 +36,7 @@ def weight_matrix(linear: nn.Module) -> Tensor:
     """The weight as `[rows = outputs, columns = inputs]`, sharing memory (GPT-2's Conv1D stores the transpose)."""
     weight = linear.weight
     assert isinstance(weight, Tensor)
-    return weight.data.t() if isinstance(linear, Conv1D) else weight.data
+    return weight.detach().t() if isinstance(linear, Conv1D) else weight.detach()
 
 
 def find_blocks(model: PreTrainedModel) -> list[Block]:

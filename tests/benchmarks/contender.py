@@ -19,6 +19,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
+HEAD = ["re:.*lm_head.*"]
+
+
 def reset_peak() -> None:
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
@@ -49,11 +52,12 @@ def prune_llmcompressor(
     from llmcompressor import oneshot
     from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
 
+    # Its module names end in a dot ("lm_head."), so ignore=["lm_head"] would match nothing and the head be pruned.
     modifier = {"sparsegpt": SparseGPTModifier, "wanda": WandaPruningModifier}[method]
     rows = ids.tolist()
     dataset = Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]})
     oneshot(
-        model=model, dataset=dataset, recipe=[modifier(sparsity=sparsity, targets=["Linear"], ignore=["lm_head"])],
+        model=model, dataset=dataset, recipe=[modifier(sparsity=sparsity, targets=["Linear"], ignore=HEAD)],
         num_calibration_samples=len(rows), max_seq_length=ids.shape[1], shuffle_calibration_samples=False,
         batch_size=batch, pipeline="sequential", propagate_error=order == "block", tokenizer=folder,
     )

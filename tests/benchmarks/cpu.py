@@ -163,7 +163,8 @@ def main() -> None:
                 result = run(python, [*arguments, "--batch", str(options.peer_batch)])
                 results[name].append(result)
                 print(f"{turn + 1}/{options.runs} {name:32} {result['seconds']:7.1f} s  "
-                      f"CPU {result['cpu_seconds']:7.1f} s  loss {result['heldout_loss']:.3f}  peak {result['peak_bytes'] / 1e9:.2f} GB", flush=True)
+                      f"CPU {result['cpu_seconds']:7.1f} s  loss {result['heldout_loss']:.3f}  "
+                      f"peak {result['peak_bytes'] / 1e9:.2f} GB", flush=True)
     medians = {name: summary(found) for name, found in results.items()}
     named = ("model", "source", "n", "seqlen", "sparsity", "peer_batch")
     setting = {name: getattr(options, name) for name in named}

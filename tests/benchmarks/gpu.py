@@ -121,7 +121,7 @@ def prune_llmcompressor(model: LlamaForCausalLM, ids: torch.Tensor, method: str)
     torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
     oneshot(
-        model=model, dataset=dataset, recipe=[modifier(sparsity=0.6, targets=["Linear"], ignore=["lm_head"])],
+        model=model, dataset=dataset, recipe=[modifier(sparsity=0.6, targets=["Linear"], ignore=["re:.*lm_head.*"])],
         num_calibration_samples=len(ids), max_seq_length=ids.shape[1], shuffle_calibration_samples=False,
         pipeline="sequential",
     )
