@@ -12,10 +12,10 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.spatial.distance import jensenshannon
 
+from igsp import ngrams
 from igsp.calibration import CalibrationSet
 from igsp.likelihood import window_losses
 from igsp.models import LanguageModel
-from igsp.ngrams import distinct_and_total
 
 # name -> what it is; the order is that of every table. `constant` ones stay out of the correlations.
 METRICS = {
@@ -83,8 +83,7 @@ def aggregation(calibration: CalibrationSet, order: int = 4) -> float:
     With n-gram occurrences as states and one relation per occurrence that repeats an earlier one, this is
     relations per state, OIT's reading of aggregation.
     """
-    distinct, total = distinct_and_total(calibration.input_ids, order)
-    return 1.0 - distinct / total
+    return ngrams.aggregation(calibration.input_ids, order)
 
 
 def entropy(counts: np.ndarray) -> float:

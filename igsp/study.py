@@ -208,7 +208,9 @@ class Study:
         folder = self._written(
             {"protocol": strategy.detail["protocol"], **options},
             stream,
-            lambda: make(self.lm, n=s.n, seqlen=s.seqlen, seed=stream, progress=False, **options),
+            lambda texts: make(
+                self.lm, n=s.n, seqlen=s.seqlen, seed=stream, progress=False, resume=texts, **options
+            ),
         )
         return CalibrationSet.load(folder)
 
@@ -219,7 +221,9 @@ class Study:
             folder = self._written(
                 {"pool": s.pool},
                 stream,
-                lambda: protocols.candidate_pool(self.lm, s.n, s.seqlen, stream, progress=False, **s.pool),
+                lambda texts: protocols.candidate_pool(
+                    self.lm, s.n, s.seqlen, stream, progress=False, resume=texts, **s.pool
+                ),
             )
             limits = {name: catalog("protocols")["igsp"][name]["value"] for name in ("drop_share", "loop_limit")}
             self._pools[draw] = protocols.screen(CandidatePool.load(folder), **limits)
@@ -231,22 +235,24 @@ class Study:
         rule = RULES[options.pop("rule")]
         return rule(self.pool(draw), self.lm, self.settings.n, self.settings.seed + draw, **options)
 
-    def _written(self, what: dict[str, Any], stream: int, write: Callable[[], Any]) -> Path:
+    def _written(self, what: dict[str, Any], stream: int, write: Callable[[Path], Any]) -> Path:
         """Cache folder of text that the model wrote; made once, by one process, and kept whole.
 
-        The key holds the package's hash: other code may write other text.
+        `write` keeps finished texts in the file it is given, so that a killed run goes on from them. The key holds
+        the package's hash: other code may write other text.
         """
         s = self.settings
         key = key_of(
             {**what, "n": s.n, "seqlen": s.seqlen, "seed": stream, "package": package_sha256(), **self._numbers()}
         )
         folder = cache_dir() / "written" / key
-        with self.store.claim(f"written-{key}", wait=True):
+        with Store(folder.parent).claim(key, wait=True):
             if not folder.exists():
-                folder.parent.mkdir(parents=True, exist_ok=True)
+                texts = folder.with_suffix(".jsonl")
                 with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-                    write().save(Path(scratch) / "made")
+                    write(texts).save(Path(scratch) / "made")
                     (Path(scratch) / "made").rename(folder)
+                texts.unlink(missing_ok=True)
         return folder
 
     def _numbers(self) -> dict[str, Any]:

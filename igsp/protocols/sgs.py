@@ -27,7 +27,7 @@ def sgs(
     """Self-generating then sampling (Ji et al. 2025), after its released code (`catalog/protocols.yaml`).
 
     The model continues the first few tokens of documents; the fifth of the texts that it finds least likely is
-    dropped; the rest is joined and cut into windows. Two things are ours: two texts are written per window, and more
+    dropped; the rest is joined and cut into windows. Two things are ours: three texts are written per window, and more
     if those do not fill the windows (`texts` sets a fixed number instead); and windows do not overlap.
 
     Args:
@@ -43,14 +43,15 @@ def sgs(
     check_size(n, seqlen)
     settings["source"], settings["new_tokens"] = source or settings["source"], seqlen
     requests = _requests(lm, settings, seed)
-    count = settings["texts"] or 2 * n
+    count = min(settings["texts"] or 3 * n, len(requests))
+    texts: list[Generated] = []
     for _ in range(ROUNDS):
-        texts = write_texts(lm, requests[:count], seqlen, "stop", progress=progress, resume=resume)
+        texts += write_texts(lm, requests[len(texts) : count], seqlen, "stop", progress=progress, resume=resume)
         kept = _likely(lm, texts, settings["drop_share"], progress)
         ids, labels = _join(lm, kept, settings["separator"])
         if len(ids) >= n * seqlen or settings["texts"] or count >= len(requests):
             break
-        count = min(len(requests), int(np.ceil(count * max(1.1, 1.05 * n * seqlen / max(1, len(ids))))))
+        count = min(len(requests), int(np.ceil(count * max(1.5, 1.1 * n * seqlen / max(1, len(ids))))))
     return _windows(lm, ids, labels, n, seqlen, seed, settings)
 
 
