@@ -175,7 +175,7 @@ def bars(estimates: dict[str, dict[str, Estimate]], xlabel: str) -> Figure:
 def distributions(frame: pd.DataFrame, labels: dict[str, str], hue: pd.Series) -> Figure:
     """Strip of every metric over the sources, standardised axis by axis, coloured by dimension."""
     colours, shapes = palette(), markers()
-    fig, grid = plt.subplots(len(frame.columns), 1, figsize=(WIDTH, 0.85 * len(frame.columns) + 0.9))
+    fig, grid = plt.subplots(len(frame.columns), 1, figsize=(WIDTH, 1.1 * len(frame.columns) + 0.9))
     for axes, metric in zip(np.atleast_1d(grid), frame.columns, strict=True):
         for i, dimension in enumerate(DIMENSIONS):
             values = frame.loc[hue == dimension, metric]

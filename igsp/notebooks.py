@@ -164,6 +164,7 @@ class IpcKernelManager(AsyncKernelManager):
             "OMP_NUM_THREADS": str(self.threads),
             "MKL_NUM_THREADS": str(self.threads),
             "TQDM_DISABLE": "1",
+            "PYTHONWARNINGS": "ignore:IProgress not found",  # it prints a path of this machine
             "TOKENIZERS_PARALLELISM": "false",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "TRANSFORMERS_VERBOSITY": "error",

@@ -173,7 +173,7 @@ class Store:
         finally:
             os.close(handle)
 
-    def publish(self, notebook: str, values: Mapping[str, Mapping[str, Any]]) -> Path:
+    def publish(self, notebook: str, values: Mapping[str, Mapping[str, Any]]) -> None:
         """Writes the headline values of one notebook; the book's prose reads them by key.
 
         Each value: `value`, and optionally `low`, `high`, `unit`, `digits`, `n`, `label`, `p`, `p_holm`.
@@ -185,7 +185,6 @@ class Store:
         path = self.root / "values" / f"{notebook}.json"
         with whole_or_nothing(path) as temporary:
             temporary.write_text(json.dumps(body, indent=1, sort_keys=True, allow_nan=False) + "\n")
-        return path
 
     def values(self) -> dict[str, dict[str, Any]]:
         """All published values by key."""

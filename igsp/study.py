@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -296,7 +297,7 @@ class Study:
         """
         wanted = [(name, draw) for name in names for draw in draws or range(self.settings.draws)]
         done: dict[tuple[str, int], Record] = {}
-        with tqdm(total=len(wanted), desc="cells", disable=not progress) as bar:
+        with tqdm(total=len(wanted), desc="cells", disable=not progress or _silent()) as bar:
             while len(done) < len(wanted):
                 before = len(done)
                 for cell in wanted:
@@ -356,7 +357,7 @@ class Study:
     def information(self, names: Iterable[str], draw: int = 0, progress: bool = True) -> pd.DataFrame:
         """OIT metrics, one row per strategy."""
         rows = {}
-        for name in tqdm(list(names), desc="profiles", disable=not progress):
+        for name in tqdm(list(names), desc="profiles", disable=not progress or _silent()):
             calibration = self.calibration(name, draw)
             spec = {
                 "stage": "profile",
@@ -391,6 +392,11 @@ class Study:
         shown = {k: v for k, v in asdict(self.settings).items() if not isinstance(v, (dict, list, tuple))}
         shown |= {"sources": len(self.settings.sources), "uniform": " + ".join(self.settings.uniform)}
         return pd.DataFrame({"setting": list(shown), "value": [str(v) for v in shown.values()]})
+
+
+def _silent() -> bool:
+    """`TQDM_DISABLE=1` silences bars: the runner sets it, so that executed notebooks hold results alone."""
+    return os.environ.get("TQDM_DISABLE", "") not in ("", "0")
 
 
 def frame(retentions: Mapping[str, Retention]) -> pd.DataFrame:
