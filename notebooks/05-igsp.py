@@ -44,6 +44,7 @@ import pandas as pd
 
 from igsp import figures
 from igsp.information import aggregation
+from igsp.protocols import random_choice
 from igsp.retention import difference
 from igsp.study import Study
 
@@ -88,9 +89,8 @@ rules = {"igsp": "IGSP, equal means", "igsp-thirds": "IGSP, thirds", "pool-rando
 chosen = {name: study.selection(name) for name in rules}
 sets = {name: study.calibration(name) for name in rules}
 a4 = {name: aggregation(made) for name, made in sets.items()}
-rng = np.random.default_rng(0)
 n = study.settings.n
-random_a4 = [aggregation(pool.calibration(rng.choice(pool.n, n, replace=False), {})) for _ in range(200)]
+random_a4 = [aggregation(random_choice(pool, n, seed).calibration) for seed in range(200)]
 
 # %%
 fig, (left, right) = plt.subplots(2, 1, figsize=(figures.WIDTH, 5.4))
@@ -100,9 +100,9 @@ for (name, label), marker, colour in zip(rules.items(), "DsX", ("#AA3377", "#447
     losses = pd.Series(perplexity[list(chosen[name].indices)]).groupby(np.array(pool.dimensions)[list(chosen[name].indices)])
     right.plot(figures.DIMENSIONS, np.exp(losses.apply(lambda p: np.log(p).mean()))[list(figures.DIMENSIONS)],
                marker=marker, color=colour, label=label)
-left.set(xlabel=f"4-gram aggregation of {n} windows (grey: 200 random choices)", ylabel="choices")
+left.set(xlabel=f"4-gram aggregation of {n} windows (grey: 200 random choices, same quotas)", ylabel="choices")
 right.set(ylabel="mean perplexity (geometric)", xticks=range(4), xticklabels=[d.capitalize() for d in figures.DIMENSIONS])
-left.legend(fontsize=9)
+left.legend(fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=3, frameon=False, columnspacing=1.0)
 fig.tight_layout()
 below = float(np.mean(np.array(random_a4) > a4["igsp"]))
 figures.show(

@@ -169,7 +169,7 @@ def save(
         lm.model.save_pretrained(temporary)
         lm.tokenizer.save_pretrained(temporary)
         shapes = {m.name: [m.rows, m.columns] for m in report.modules}
-        save_file(report.masks, temporary / "masks.safetensors", {"shapes": json.dumps(shapes)})
+        save_file({name: mask.clone() for name, mask in report.masks.items()}, temporary / "masks.safetensors", {"shapes": json.dumps(shapes)})
         manifest = {"format": 1, "report": report.to_dict()}
         if calibration is not None:
             manifest["calibration"] = {
