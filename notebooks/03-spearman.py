@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   igsp:
-#     needs: [01-source-profiling, 02-oit-metrics]
+#     needs: [02-oit-metrics]
 #   jupytext:
 #     formats: ipynb,py:percent
 #     text_representation:

@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   igsp:
-#     needs: [03-spearman]
+#     needs: []
 #   jupytext:
 #     formats: ipynb,py:percent
 #     text_representation:

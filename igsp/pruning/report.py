@@ -169,7 +169,8 @@ def save(
         lm.model.save_pretrained(temporary)
         lm.tokenizer.save_pretrained(temporary)
         shapes = {m.name: [m.rows, m.columns] for m in report.modules}
-        save_file({name: mask.clone() for name, mask in report.masks.items()}, temporary / "masks.safetensors", {"shapes": json.dumps(shapes)})
+        masks = {name: mask.clone() for name, mask in report.masks.items()}  # safetensors wants memory of its own
+        save_file(masks, temporary / "masks.safetensors", {"shapes": json.dumps(shapes)})
         manifest = {"format": 1, "report": report.to_dict()}
         if calibration is not None:
             manifest["calibration"] = {
