@@ -60,7 +60,7 @@ from igsp.pruning.statistics import Statistics, accumulate, combine, empty
 __all__ = ["METHODS", "PruneReport", "Statistics", "collect_statistics", "combine", "prune", "save"]
 
 METHODS = tuple(SOLVERS)
-CPU_TOKENS = 4096  # tokens per forward on a CPU: enough for full speed, few enough to stay near the caches
+CPU_TOKENS = 2048  # tokens per forward on a CPU: enough for full speed, few enough to stay near the caches
 DEFAULT_SPARSITY = 0.6
 
 
