@@ -131,6 +131,9 @@ study.store.publish("02-oit-metrics", values)
 # {result}`oit/math/perplexity` for math. Where families differ this much, a correlation between perplexity and
 # retention is in part a difference between families: keep that in mind in {doc}`03-spearman`.
 #
+# *Coverage* and *mismatch* compare a set with held-out text of all four dimensions, the same text that retention is scored
+# on in the other notebooks. They describe a set's distance to a use, not the set alone.
+#
 # Perplexity is measured by the very model that is pruned. Text that was in its training data looks easy to it.
 #
 # ## Exercises

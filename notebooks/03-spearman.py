@@ -129,6 +129,9 @@ study.store.publish("03-spearman", values)
 # sources a $\rho$ of 0.5 has an interval that nearly touches zero. Of {result}`spearman/tests` tests,
 # {result}`spearman/survivors` survive Holm's correction.
 #
+# Coverage and mismatch are measured against the same held-out text that retention is scored on. A high correlation there
+# says that a calibration set should contain the words it will be judged on; it is no property of the set alone.
+#
 # A correlation over sources is not a cause. Perplexity, family and style go together ({doc}`02-oit-metrics`), and the
 # held-out text of a dimension resembles the sources of that dimension.
 #
