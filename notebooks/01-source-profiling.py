@@ -51,7 +51,14 @@ from igsp.study import Study, frame
 
 figures.use_style()
 study = Study(
-    profile, model=model, method=method, sparsity=sparsity, n=n, seqlen=seqlen, draws=draws, seed=seed
+    profile,
+    model=model,
+    method=method,
+    sparsity=sparsity,
+    n=n,
+    seqlen=seqlen,
+    draws=draws,
+    seed=seed,
 )
 figures.show_table(study.describe(), "Settings of this run")
 
@@ -66,10 +73,19 @@ rows = []
 for name in study.settings.sources:
     texts = documents(name)
     size = sum(len(d.text.encode()) for d in texts) / 1e6
-    rows.append({"source": name, "dimension": catalogue()[name].dimension, "documents": len(texts), "MB": size,
-                 "what it is": catalogue()[name].about})
+    rows.append(
+        {
+            "source": name,
+            "dimension": catalogue()[name].dimension,
+            "documents": len(texts),
+            "MB": size,
+            "what it is": catalogue()[name].about,
+        }
+    )
 sources = pd.DataFrame(rows).set_index("source", drop=False)
-figures.show_table(sources, "Calibration sources: documents and size of the calibration side")
+figures.show_table(
+    sources, "Calibration sources: documents and size of the calibration side"
+)
 
 # %% [markdown]
 # ## The dense model
@@ -80,11 +96,20 @@ figures.show_table(sources, "Calibration sources: documents and size of the cali
 
 # %%
 dense = study.dense()
-scores = pd.DataFrame([
-    {"task": t.task, "dimension": t.dimension, "metric": t.metric, "value": t.value, "standard error": t.stderr,
-     "items": t.n, "chance": t.chance}
-    for t in dense.tasks
-])
+scores = pd.DataFrame(
+    [
+        {
+            "task": t.task,
+            "dimension": t.dimension,
+            "metric": t.metric,
+            "value": t.value,
+            "standard error": t.stderr,
+            "items": t.n,
+            "chance": t.chance,
+        }
+        for t in dense.tasks
+    ]
+)
 figures.show_table(scores, "Scores of the dense model", digits=3)
 
 # %% [markdown]
@@ -95,9 +120,15 @@ figures.show_table(scores, "Scores of the dense model", digits=3)
 # %%
 trivial = pd.DataFrame(baselines(study.settings.suite))
 trivial["dense"] = [dense[task].value for task in trivial.task]
-trivial["z"] = [(dense[t].value - best) / dense[t].stderr for t, best in zip(trivial.task, trivial.best, strict=True)]
+trivial["z"] = [
+    (dense[t].value - best) / dense[t].stderr
+    for t, best in zip(trivial.task, trivial.best, strict=True)
+]
 columns = ["task", "n", "chance", "longest", "overlap", "trigram", "dense", "z"]
-figures.show_table(trivial[columns], "The dense model against trivial solvers; z is its lead over the best of them in standard errors")
+figures.show_table(
+    trivial[columns],
+    "The dense model against trivial solvers; z is its lead over the best of them in standard errors",
+)
 
 # %% [markdown]
 # ## Prune with each source
@@ -112,7 +143,9 @@ kept = study.retentions(results)
 table = frame(kept)
 
 # %%
-order = sources.sort_values("dimension", key=lambda d: d.map(figures.DIMENSIONS.index)).index
+order = sources.sort_values(
+    "dimension", key=lambda d: d.map(figures.DIMENSIONS.index)
+).index
 shown = table.loc[order, [*figures.DIMENSIONS, "total"]]
 shown.index = [f"{name} ({sources.dimension[name][:4]})" for name in order]
 best = {d: table[d].idxmax() for d in figures.DIMENSIONS}
@@ -122,7 +155,8 @@ figures.show(
     + ", ".join(f"{d} {best[d]} at {table[d].max():.0f} %" for d in figures.DIMENSIONS)
     + f". Total retention runs {figures.spread_phrase(table.total)}.",
     caption="Retention of each dimension after calibrating on one source. The best source differs by dimension: "
-    + ", ".join(f"{best[d]} for {d}" for d in figures.DIMENSIONS) + ".",
+    + ", ".join(f"{best[d]} for {d}" for d in figures.DIMENSIONS)
+    + ".",
     name="fig-sources-heatmap",
 )
 
@@ -133,19 +167,35 @@ figures.show(
 # would be as short as the noise. The total averages the four dimensions and so looks calmer than they are.
 
 # %%
-spread = table[[*figures.DIMENSIONS, "total"]].agg(lambda column: column.max() - column.min())
+spread = table[[*figures.DIMENSIONS, "total"]].agg(
+    lambda column: column.max() - column.min()
+)
 figures.show_table(
-    pd.DataFrame({"dimension": spread.index, "spread (points)": spread.values,
-                  "worst": [table[d].idxmin() for d in spread.index], "best": [table[d].idxmax() for d in spread.index]}),
+    pd.DataFrame(
+        {
+            "dimension": spread.index,
+            "spread (points)": spread.values,
+            "worst": [table[d].idxmin() for d in spread.index],
+            "best": [table[d].idxmax() for d in spread.index],
+        }
+    ),
     "Spread of retention over the sources",
 )
 
-# %%
+# %% tags=["hide-input"]
 best_total, web = table.total.idxmax(), study.settings.web
-values = {f"spread/{d}": {"value": spread[d], "unit": "points", "n": len(table)} for d in spread.index}
+values = {
+    f"spread/{d}": {"value": spread[d], "unit": "points", "n": len(table)}
+    for d in spread.index
+}
 for task in dense.tasks:
     if task.metric == "bits_per_byte":
-        values[f"dense/{task.dimension}/bpb"] = {"value": task.value, "unit": "bits per byte", "digits": 3, "n": task.n}
+        values[f"dense/{task.dimension}/bpb"] = {
+            "value": task.value,
+            "unit": "bits per byte",
+            "digits": 3,
+            "n": task.n,
+        }
 for key, name in (("best-single", best_total), ("web", web)):
     total = kept[name].total
     values[f"{key}/total"] = {**vars(total), "unit": "%", "label": name}

@@ -47,7 +47,14 @@ from igsp.study import Study
 
 figures.use_style()
 study = Study(
-    profile, model=model, method=method, sparsity=sparsity, n=n, seqlen=seqlen, draws=draws, seed=seed
+    profile,
+    model=model,
+    method=method,
+    sparsity=sparsity,
+    n=n,
+    seqlen=seqlen,
+    draws=draws,
+    seed=seed,
 )
 figures.show_table(study.describe(), "Settings of this run")
 
@@ -59,8 +66,13 @@ figures.show_table(study.describe(), "Settings of this run")
 
 # %%
 figures.show_table(
-    pd.DataFrame({"metric": list(METRICS), "OIT quantity and our definition": list(METRICS.values()),
-                  "correlated": ["yes" if m in CORRELATED else "no" for m in METRICS]}),
+    pd.DataFrame(
+        {
+            "metric": list(METRICS),
+            "OIT quantity and our definition": list(METRICS.values()),
+            "correlated": ["yes" if m in CORRELATED else "no" for m in METRICS],
+        }
+    ),
     "OIT metrics of a calibration set",
 )
 
@@ -111,16 +123,23 @@ ranks.index, ranks.columns = short, short
 with_perplexity = ranks["perplexity"].drop("perplexity")
 figures.show(
     figures.heatmap(ranks, "Spearman's rho", center=0.0, fmt=".2f"),
-    alt="Rank correlation between metrics over the sources; with perplexity: " + figures.phrase(with_perplexity.items()) + ".",
+    alt="Rank correlation between metrics over the sources; with perplexity: "
+    + figures.phrase(with_perplexity.items())
+    + ".",
     caption="Rank correlation between the metrics. Next to perplexity stands "
     f"{with_perplexity.abs().idxmax()} ($\\rho = {with_perplexity[with_perplexity.abs().idxmax()]:+.2f}$).",
     name="fig-oit-correlation",
 )
 
-# %%
+# %% tags=["hide-input"]
 families = info.groupby(dimension)[["calibration_perplexity", "aggregation_4"]].median()
-values = {f"oit/{d}/perplexity": {"value": families.calibration_perplexity[d], "digits": 1} for d in families.index}
-values |= {f"oit/{d}/a4": {"value": families.aggregation_4[d], "digits": 3} for d in families.index}
+values = {
+    f"oit/{d}/perplexity": {"value": families.calibration_perplexity[d], "digits": 1}
+    for d in families.index
+}
+values |= {
+    f"oit/{d}/a4": {"value": families.aggregation_4[d], "digits": 3} for d in families.index
+}
 study.store.publish("02-oit-metrics", values)
 
 # %% [markdown]

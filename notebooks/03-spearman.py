@@ -45,7 +45,14 @@ from igsp.study import Study, frame
 
 figures.use_style()
 study = Study(
-    profile, model=model, method=method, sparsity=sparsity, n=n, seqlen=seqlen, draws=draws, seed=seed
+    profile,
+    model=model,
+    method=method,
+    sparsity=sparsity,
+    n=n,
+    seqlen=seqlen,
+    draws=draws,
+    seed=seed,
 )
 figures.show_table(study.describe(), "Settings of this run")
 
@@ -68,13 +75,20 @@ table = spearman_table(info, kept)
 
 # %%
 perplexity = table[table.metric == "calibration_perplexity"].set_index("dimension")
-notes = {d: f"$\\rho$ = {perplexity.rho[d]:+.2f}, p = {perplexity.p[d]:.3f}" for d in figures.DIMENSIONS}
+notes = {
+    d: f"$\\rho$ = {perplexity.rho[d]:+.2f}, p = {perplexity.p[d]:.3f}"
+    for d in figures.DIMENSIONS
+}
 figures.show(
-    figures.rank_scatter(info.calibration_perplexity, kept, notes, "calibration perplexity (log scale)"),
+    figures.rank_scatter(
+        info.calibration_perplexity, kept, notes, "calibration perplexity (log scale)"
+    ),
     alt="Four scatter plots of retention against calibration perplexity, a point per source. Spearman's rho: "
-    + figures.phrase(perplexity.rho[list(figures.DIMENSIONS)].items()) + ".",
+    + figures.phrase(perplexity.rho[list(figures.DIMENSIONS)].items())
+    + ".",
     caption="Retention against calibration perplexity, one point per source. Rank correlation: "
-    + figures.phrase(perplexity.rho[list(figures.DIMENSIONS)].items()) + ".",
+    + figures.phrase(perplexity.rho[list(figures.DIMENSIONS)].items())
+    + ".",
     name="fig-spearman-scatter",
 )
 
@@ -87,14 +101,23 @@ figures.show(
 # %%
 paper = {"general": 0.71, "math": -0.53, "code": -0.59}
 beside = perplexity.reset_index()
-beside.insert(1, "paper", [f"{paper[d]:+.2f}" if d in paper else "not given" for d in beside.dimension])
-figures.show_table(beside.drop(columns="metric"), "Calibration perplexity against retention, the paper's and ours")
+beside.insert(
+    1,
+    "paper",
+    [f"{paper[d]:+.2f}" if d in paper else "not given" for d in beside.dimension],
+)
+figures.show_table(
+    beside.drop(columns="metric"),
+    "Calibration perplexity against retention, the paper's and ours",
+)
 
 # %% [markdown]
 # ## Every metric against every dimension
 
 # %%
-grid = table.pivot(index="metric", columns="dimension", values="rho").loc[list(CORRELATED), [*figures.DIMENSIONS, "total"]]
+grid = table.pivot(index="metric", columns="dimension", values="rho").loc[
+    list(CORRELATED), [*figures.DIMENSIONS, "total"]
+]
 strongest = table.loc[table.rho.abs().idxmax()]
 figures.show(
     figures.heatmap(grid, "Spearman's rho", center=0.0, fmt="+.2f"),
@@ -106,14 +129,21 @@ figures.show(
 )
 
 # %%
-figures.show_table(table.sort_values("p"), "All rank correlations, smallest p first", digits=3)
+figures.show_table(
+    table.sort_values("p"), "All rank correlations, smallest p first", digits=3
+)
 
-# %%
+# %% tags=["hide-input"]
 values = {}
 for row in table.to_dict("records"):
     values[f"spearman/{row['metric']}/{row['dimension']}"] = {
-        "value": row["rho"], "low": row["low"], "high": row["high"], "p": row["p"], "p_holm": row["p_holm"],
-        "n": row["n"], "digits": 2,
+        "value": row["rho"],
+        "low": row["low"],
+        "high": row["high"],
+        "p": row["p"],
+        "p_holm": row["p_holm"],
+        "n": row["n"],
+        "digits": 2,
     }
 values["spearman/tests"] = {"value": len(table), "digits": 0}
 values["spearman/survivors"] = {"value": int((table.p_holm < 0.05).sum()), "digits": 0}

@@ -48,7 +48,14 @@ from igsp.study import Study, frame
 
 figures.use_style()
 study = Study(
-    profile, model=model, method=method, sparsity=sparsity, n=n, seqlen=seqlen, draws=draws, seed=seed
+    profile,
+    model=model,
+    method=method,
+    sparsity=sparsity,
+    n=n,
+    seqlen=seqlen,
+    draws=draws,
+    seed=seed,
 )
 figures.show_table(study.describe(), "Settings of this run")
 
@@ -56,7 +63,9 @@ figures.show_table(study.describe(), "Settings of this run")
 parts = [
     {"mix": name, "source": source, "windows": windows}
     for name in ("uniform", "all-sources")
-    for source, windows in largest_remainder(study.strategies[name].detail["weights"], study.settings.n).items()
+    for source, windows in largest_remainder(
+        study.strategies[name].detail["weights"], study.settings.n
+    ).items()
 ]
 figures.show_table(pd.DataFrame(parts), "Composition of the two mixes, in windows")
 
@@ -72,15 +81,22 @@ table = frame(kept)
 best, web = table.total[list(study.settings.sources)].idxmax(), study.settings.web
 
 # %%
-labels = {"uniform": "uniform mix", "all-sources": "all-sources mix", best: f"best single:\n{best}"}
+labels = {
+    "uniform": "uniform mix",
+    "all-sources": "all-sources mix",
+    best: f"best single:\n{best}",
+}
 labels |= {web: f"web text:\n{web}"} if web != best else {}
 chosen = {label: kept[name].estimates() for name, label in labels.items()}
 totals = {label.replace("\n", " "): e["total"].value for label, e in chosen.items()}
 figures.show(
     figures.bars(chosen, "retention (%), 95 % interval"),
-    alt="Retention per dimension and in total. Totals: " + figures.phrase(totals.items(), "{:.1f} %") + ".",
+    alt="Retention per dimension and in total. Totals: "
+    + figures.phrase(totals.items(), "{:.1f} %")
+    + ".",
     caption="Retention of the mixes beside the best single source and plain web text. Total: "
-    + figures.phrase(totals.items(), "{:.1f} %") + ".",
+    + figures.phrase(totals.items(), "{:.1f} %")
+    + ".",
     name="fig-mix-bars",
 )
 
@@ -97,10 +113,16 @@ for result in singles + mixes:
     by_name.setdefault(result.strategy, []).append(result.scores)
 gaps = {
     f"{a} minus {b}": difference(by_name[a], by_name[b], dense)
-    for a in ("uniform", "all-sources") for b in dict.fromkeys((best, web))
+    for a in ("uniform", "all-sources")
+    for b in dict.fromkeys((best, web))
 }
-rows = [{"difference": name, **{d: str(e) for d, e in gap.items()}} for name, gap in gaps.items()]
-figures.show_table(pd.DataFrame(rows), "Paired differences in points of retention, with 95 % intervals")
+rows = [
+    {"difference": name, **{d: str(e) for d, e in gap.items()}}
+    for name, gap in gaps.items()
+]
+figures.show_table(
+    pd.DataFrame(rows), "Paired differences in points of retention, with 95 % intervals"
+)
 
 # %% [markdown]
 # ## The weakest capability
@@ -111,12 +133,20 @@ figures.show_table(pd.DataFrame(rows), "Paired differences in points of retentio
 ranked = table.sort_values("minimum", ascending=False).head(8)
 shown = ranked.copy()
 shown.insert(0, "strategy", shown.index)
-figures.show_table(shown, "The eight strategies with the highest minimum over the dimensions", digits=1)
+figures.show_table(
+    shown, "The eight strategies with the highest minimum over the dimensions", digits=1
+)
 
-# %%
-values = {f"uniform/{d}": {**vars(e), "unit": "%"} for d, e in kept["uniform"].estimates().items()}
+# %% tags=["hide-input"]
+values = {
+    f"uniform/{d}": {**vars(e), "unit": "%"} for d, e in kept["uniform"].estimates().items()
+}
 values["all-sources/total"] = {**vars(kept["all-sources"].total), "unit": "%"}
-values["uniform/rank"] = {"value": int((table.total > table.total["uniform"]).sum()) + 1, "digits": 0, "n": len(table)}
+values["uniform/rank"] = {
+    "value": int((table.total > table.total["uniform"]).sum()) + 1,
+    "digits": 0,
+    "n": len(table),
+}
 for key, name in (("best-single", best), ("web", web)):
     gap = gaps[f"uniform minus {name}"]["total"]
     values[f"uniform-minus-{key}"] = {**vars(gap), "unit": "points", "label": name}

@@ -50,7 +50,14 @@ from igsp.study import Study
 
 figures.use_style()
 study = Study(
-    profile, model=model, method=method, sparsity=sparsity, n=n, seqlen=seqlen, draws=draws, seed=seed
+    profile,
+    model=model,
+    method=method,
+    sparsity=sparsity,
+    n=n,
+    seqlen=seqlen,
+    draws=draws,
+    seed=seed,
 )
 figures.show_table(study.describe(), "Settings of this run")
 
@@ -63,19 +70,36 @@ figures.show_table(study.describe(), "Settings of this run")
 # %%
 pool = study.pool()
 perplexity = np.exp(pool.log_perplexity.numpy())
-summary = pd.DataFrame({"pool": pool.pools, "perplexity": perplexity}).groupby("pool").perplexity.agg(["count", "median"])
-summary = summary.reset_index().rename(columns={"count": "candidates", "median": "median perplexity"})
+summary = (
+    pd.DataFrame({"pool": pool.pools, "perplexity": perplexity})
+    .groupby("pool")
+    .perplexity.agg(["count", "median"])
+)
+summary = summary.reset_index().rename(
+    columns={"count": "candidates", "median": "median perplexity"}
+)
 figures.show_table(summary, "Candidates that passed the screens")
 
 # %%
 names, ids = np.array(pool.pools), pool.input_ids
-opening = pd.DataFrame([
-    {"pool": name, "perplexity": float(np.median(perplexity[names == name])),
-     "opening of its candidate of median perplexity": study.lm.tokenizer.decode(ids[rows[len(rows) // 2], :32])}
-    for name in dict.fromkeys(pool.pools)
-    for rows in [np.flatnonzero(names == name)[np.argsort(perplexity[names == name])]]
-])
-figures.show_table(opening, "What the model writes: the first 32 tokens of one candidate per pool, chosen by rule", digits=1)
+opening = pd.DataFrame(
+    [
+        {
+            "pool": name,
+            "perplexity": float(np.median(perplexity[names == name])),
+            "opening of its candidate of median perplexity": study.lm.tokenizer.decode(
+                ids[rows[len(rows) // 2], :32]
+            ),
+        }
+        for name in dict.fromkeys(pool.pools)
+        for rows in [np.flatnonzero(names == name)[np.argsort(perplexity[names == name])]]
+    ]
+)
+figures.show_table(
+    opening,
+    "What the model writes: the first 32 tokens of one candidate per pool, chosen by rule",
+    digits=1,
+)
 
 # %% [markdown]
 # ## The choice
@@ -85,7 +109,11 @@ figures.show_table(opening, "What the model writes: the first 32 tokens of one c
 # and high third of perplexity in each dimension. `pool-random` draws at random: what the pool alone is worth.
 
 # %%
-rules = {"igsp": "IGSP, equal means", "igsp-thirds": "IGSP, thirds", "pool-random": "random from the pool"}
+rules = {
+    "igsp": "IGSP, equal means",
+    "igsp-thirds": "IGSP, thirds",
+    "pool-random": "random from the pool",
+}
 chosen = {name: study.selection(name) for name in rules}
 sets = {name: study.calibration(name) for name in rules}
 a4 = {name: aggregation(made) for name, made in sets.items()}
@@ -95,19 +123,43 @@ random_a4 = [aggregation(random_choice(pool, n, seed).calibration) for seed in r
 # %%
 fig, (left, right) = plt.subplots(2, 1, figsize=(figures.WIDTH, 5.4))
 left.hist(random_a4, bins=24, color="#bbbbbb")
-for (name, label), marker, colour in zip(rules.items(), "DsX", ("#AA3377", "#4477AA", "#444444"), strict=True):
+for (name, label), marker, colour in zip(
+    rules.items(), "DsX", ("#AA3377", "#4477AA", "#444444"), strict=True
+):
     left.axvline(a4[name], color=colour, lw=2, label=label)
-    losses = pd.Series(perplexity[list(chosen[name].indices)]).groupby(np.array(pool.dimensions)[list(chosen[name].indices)])
-    right.plot(figures.DIMENSIONS, np.exp(losses.apply(lambda p: np.log(p).mean()))[list(figures.DIMENSIONS)],
-               marker=marker, color=colour, label=label)
-left.set(xlabel=f"4-gram aggregation of {n} windows (grey: 200 random choices, same quotas)", ylabel="choices")
-right.set(ylabel="mean perplexity (geometric)", xticks=range(4), xticklabels=[d.capitalize() for d in figures.DIMENSIONS])
-left.legend(fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=3, frameon=False, columnspacing=1.0)
+    losses = pd.Series(perplexity[list(chosen[name].indices)]).groupby(
+        np.array(pool.dimensions)[list(chosen[name].indices)]
+    )
+    right.plot(
+        figures.DIMENSIONS,
+        np.exp(losses.apply(lambda p: np.log(p).mean()))[list(figures.DIMENSIONS)],
+        marker=marker,
+        color=colour,
+        label=label,
+    )
+left.set(
+    xlabel=f"4-gram aggregation of {n} windows (grey: 200 random choices, same quotas)",
+    ylabel="choices",
+)
+right.set(
+    ylabel="mean perplexity (geometric)",
+    xticks=range(4),
+    xticklabels=[d.capitalize() for d in figures.DIMENSIONS],
+)
+left.legend(
+    fontsize=9,
+    loc="lower center",
+    bbox_to_anchor=(0.5, 1.0),
+    ncol=3,
+    frameon=False,
+    columnspacing=1.0,
+)
 fig.tight_layout()
 below = float(np.mean(np.array(random_a4) > a4["igsp"]))
 figures.show(
     fig,
-    alt="Above, 4-gram aggregation of the chosen sets among 200 random choices: " + figures.phrase(a4.items(), "{:.3f}")
+    alt="Above, 4-gram aggregation of the chosen sets among 200 random choices: "
+    + figures.phrase(a4.items(), "{:.3f}")
     + f"; random mean {np.mean(random_a4):.3f}. Below, mean perplexity of the chosen windows per dimension.",
     caption=f"The chosen sets against their pool. IGSP's aggregation ({a4['igsp']:.3f}) is below that of "
     f"{below:.0%} of random choices (mean {np.mean(random_a4):.3f}); below, how perplexity is spread over the dimensions.",
@@ -118,7 +170,11 @@ figures.show(
 trace = pd.DataFrame([vars(step) for step in chosen["igsp"].trace])
 trace.insert(0, "step", np.arange(1, len(trace) + 1))
 trace.insert(1, "pool", [pool.pools[i] for i in trace.candidate])
-figures.show_table(trace.drop(columns="candidate"), "Trace of the equal-means choice: score, aggregation and spread after each step", digits=3)
+figures.show_table(
+    trace.drop(columns="candidate"),
+    "Trace of the equal-means choice: score, aggregation and spread after each step",
+    digits=3,
+)
 
 # %% [markdown]
 # ## What it keeps
@@ -127,35 +183,54 @@ figures.show_table(trace.drop(columns="candidate"), "Trace of the equal-means ch
 dense = study.dense()
 results = study.run([*rules, "uniform"])
 kept = study.retentions(results)
-shown = {label.replace(", ", ",\n"): kept[name].estimates() for name, label in {**rules, "uniform": "uniform mix"}.items()}
+shown = {
+    label.replace(", ", ",\n"): kept[name].estimates()
+    for name, label in {**rules, "uniform": "uniform mix"}.items()
+}
 totals = {label.replace("\n", " "): e["total"].value for label, e in shown.items()}
 figures.show(
     figures.bars(shown, "retention (%), 95 % interval"),
     alt="Retention per dimension and in total of sets chosen from the model's own text and of the uniform mix. Totals: "
-    + figures.phrase(totals.items(), "{:.1f} %") + ".",
+    + figures.phrase(totals.items(), "{:.1f} %")
+    + ".",
     caption="Sets chosen from the model's own text beside the uniform mix of real text. Total: "
-    + figures.phrase(totals.items(), "{:.1f} %") + ".",
+    + figures.phrase(totals.items(), "{:.1f} %")
+    + ".",
     name="fig-igsp-bars",
 )
 
 # %%
-scores = {name: [r.scores for r in results if r.strategy == name] for name in (*rules, "uniform")}
+scores = {
+    name: [r.scores for r in results if r.strategy == name] for name in (*rules, "uniform")
+}
 gaps = {
     f"IGSP ({reading}) minus {other}": difference(scores[name], scores[other], dense)
-    for name, reading in (("igsp", "equal means"), ("igsp-thirds", "thirds")) for other in ("pool-random", "uniform")
+    for name, reading in (("igsp", "equal means"), ("igsp-thirds", "thirds"))
+    for other in ("pool-random", "uniform")
 }
-rows = [{"difference": name, **{d: str(e) for d, e in gap.items()}} for name, gap in gaps.items()]
-figures.show_table(pd.DataFrame(rows), "Paired differences in points of retention, with 95 % intervals")
+rows = [
+    {"difference": name, **{d: str(e) for d, e in gap.items()}}
+    for name, gap in gaps.items()
+]
+figures.show_table(
+    pd.DataFrame(rows), "Paired differences in points of retention, with 95 % intervals"
+)
 
-# %%
+# %% tags=["hide-input"]
 values = {
     "igsp/total": {**vars(kept["igsp"].total), "unit": "%"},
     "igsp-thirds/total": {**vars(kept["igsp-thirds"].total), "unit": "%"},
     "pool-random/total": {**vars(kept["pool-random"].total), "unit": "%"},
     "a4/igsp": {"value": a4["igsp"], "digits": 3},
     "a4/pool": {"value": float(np.mean(random_a4)), "digits": 3, "n": len(random_a4)},
-    "igsp-minus-random": {**vars(gaps["IGSP (equal means) minus pool-random"]["total"]), "unit": "points"},
-    "igsp-minus-uniform": {**vars(gaps["IGSP (equal means) minus uniform"]["total"]), "unit": "points"},
+    "igsp-minus-random": {
+        **vars(gaps["IGSP (equal means) minus pool-random"]["total"]),
+        "unit": "points",
+    },
+    "igsp-minus-uniform": {
+        **vars(gaps["IGSP (equal means) minus uniform"]["total"]),
+        "unit": "points",
+    },
 }
 study.store.publish("05-igsp", values)
 

@@ -50,7 +50,14 @@ from igsp.study import Study
 
 figures.use_style()
 study = Study(
-    profile, model=model, method=method, sparsity=sparsity, n=n, seqlen=seqlen, draws=draws, seed=seed
+    profile,
+    model=model,
+    method=method,
+    sparsity=sparsity,
+    n=n,
+    seqlen=seqlen,
+    draws=draws,
+    seed=seed,
 )
 figures.show_table(study.describe(), "Settings of this run")
 
@@ -60,26 +67,47 @@ figures.show_table(study.describe(), "Settings of this run")
 # %%
 names = ["self-cal", "sgs", "igsp", "igsp-thirds"]
 rows = [
-    {"protocol": protocol, "parameter": name, "value": str(entry["value"]), "status": entry["status"]}
-    for protocol in ("self_cal", "sgs") for name, entry in catalog("protocols")[protocol].items()
+    {
+        "protocol": protocol,
+        "parameter": name,
+        "value": str(entry["value"]),
+        "status": entry["status"],
+    }
+    for protocol in ("self_cal", "sgs")
+    for name, entry in catalog("protocols")[protocol].items()
 ]
-figures.show_table(pd.DataFrame(rows), "Hyper-parameters of the baselines; 'ours' where nothing is published")
+figures.show_table(
+    pd.DataFrame(rows),
+    "Hyper-parameters of the baselines; 'ours' where nothing is published",
+)
 
 # %% [markdown]
 # ## The text they write
 
 # %%
 info = study.information([*names, "uniform", study.settings.web])
-shown = info[["calibration_perplexity", "aggregation_4", "variety", "entropy", "mismatch"]].copy()
+shown = info[
+    ["calibration_perplexity", "aggregation_4", "variety", "entropy", "mismatch"]
+].copy()
 shown.insert(0, "calibration set", shown.index)
 figures.show_table(shown, "Self-written sets beside the uniform mix and web text", digits=3)
 
 # %%
-opening = pd.DataFrame([
-    {"protocol": name, "opening of its first window": study.lm.tokenizer.decode(study.calibration(name).input_ids[0, :40])}
-    for name in names
-])
-figures.show_table(opening, "The first forty tokens of the first window of each set (chosen by rule, not by hand)")
+opening = pd.DataFrame(
+    [
+        {
+            "protocol": name,
+            "opening of its first window": study.lm.tokenizer.decode(
+                study.calibration(name).input_ids[0, :40]
+            ),
+        }
+        for name in names
+    ]
+)
+figures.show_table(
+    opening,
+    "The first forty tokens of the first window of each set (chosen by rule, not by hand)",
+)
 
 # %% [markdown]
 # ## Retention at equal budget
@@ -88,15 +116,23 @@ figures.show_table(opening, "The first forty tokens of the first window of each 
 dense = study.dense()
 results = study.run([*names, "uniform"])
 kept = study.retentions(results)
-labels = {"self-cal": "Self-Cal", "sgs": "SGS", "igsp": "IGSP\n(equal means)", "igsp-thirds": "IGSP\n(thirds)",
-          "uniform": "uniform mix"}
+labels = {
+    "self-cal": "Self-Cal",
+    "sgs": "SGS",
+    "igsp": "IGSP\n(equal means)",
+    "igsp-thirds": "IGSP\n(thirds)",
+    "uniform": "uniform mix",
+}
 chosen = {label: kept[name].estimates() for name, label in labels.items()}
 totals = {label.replace("\n", " "): e["total"].value for label, e in chosen.items()}
 figures.show(
     figures.bars(chosen, "retention (%), 95 % interval"),
     alt="Retention per dimension and in total of the self-written sets and the uniform mix. Totals: "
-    + figures.phrase(totals.items(), "{:.1f} %") + ".",
-    caption="Self-written calibration sets beside the uniform mix. Total: " + figures.phrase(totals.items(), "{:.1f} %") + ".",
+    + figures.phrase(totals.items(), "{:.1f} %")
+    + ".",
+    caption="Self-written calibration sets beside the uniform mix. Total: "
+    + figures.phrase(totals.items(), "{:.1f} %")
+    + ".",
     name="fig-baselines-bars",
 )
 
@@ -106,16 +142,28 @@ for result in results:
     by_name.setdefault(result.strategy, []).append(result.scores)
 gaps = {
     f"{a} minus {b}": difference(by_name[a], by_name[b], dense)
-    for a in ("igsp", "igsp-thirds") for b in ("self-cal", "sgs")
+    for a in ("igsp", "igsp-thirds")
+    for b in ("self-cal", "sgs")
 }
-rows = [{"difference": name, **{d: str(e) for d, e in gap.items()}} for name, gap in gaps.items()]
-figures.show_table(pd.DataFrame(rows), "Paired differences in points of retention, with 95 % intervals")
+rows = [
+    {"difference": name, **{d: str(e) for d, e in gap.items()}}
+    for name, gap in gaps.items()
+]
+figures.show_table(
+    pd.DataFrame(rows), "Paired differences in points of retention, with 95 % intervals"
+)
 
-# %%
-values = {f"{name}/total": {**vars(kept[name].total), "unit": "%"} for name in ("self-cal", "sgs")}
+# %% tags=["hide-input"]
+values = {
+    f"{name}/total": {**vars(kept[name].total), "unit": "%"} for name in ("self-cal", "sgs")
+}
 for other, paper in (("self-cal", 2.4), ("sgs", 4.8)):
     gap = gaps[f"igsp minus {other}"]["total"]
-    values[f"igsp-minus-{other}"] = {**vars(gap), "unit": "points", "label": f"paper: +{paper}"}
+    values[f"igsp-minus-{other}"] = {
+        **vars(gap),
+        "unit": "points",
+        "label": f"paper: +{paper}",
+    }
 study.store.publish("06-baselines", values)
 
 # %% [markdown]

@@ -45,7 +45,14 @@ from igsp.study import Study, frame
 
 figures.use_style()
 study = Study(
-    profile, model=model, method=method, sparsity=sparsity, n=n, seqlen=seqlen, draws=draws, seed=seed
+    profile,
+    model=model,
+    method=method,
+    sparsity=sparsity,
+    n=n,
+    seqlen=seqlen,
+    draws=draws,
+    seed=seed,
 )
 figures.show_table(study.describe(), "Settings of this run")
 
@@ -57,7 +64,10 @@ dense = study.dense()
 results = study.run(study.strategies)
 kept = study.retentions(results)
 table = frame(kept).sort_values("total", ascending=False)
-kinds = {name: study.strategies[name].kind.replace("selection", "protocol") for name in table.index}
+kinds = {
+    name: study.strategies[name].kind.replace("selection", "protocol")
+    for name in table.index
+}
 
 # %%
 colours = {"source": "#777777", "mix": "#4477AA", "protocol": "#AA3377"}
@@ -65,16 +75,28 @@ shapes = {"source": "o", "mix": "s", "protocol": "D"}
 fig, axes = plt.subplots(figsize=(figures.WIDTH, 0.3 * len(table) + 1.2))
 for place, name in enumerate(table.index):
     e, kind = kept[name].total, kinds[name]
-    axes.errorbar(e.value, place, xerr=[[max(0, e.value - e.low)], [max(0, e.high - e.value)]], fmt=shapes[kind],
-                  color=colours[kind], capsize=2, label={"source": "single source", "protocol": "self-written"}.get(kind, kind))
-axes.set(yticks=range(len(table)), yticklabels=table.index, xlabel="total retention (%), 95 % interval")
+    axes.errorbar(
+        e.value,
+        place,
+        xerr=[[max(0, e.value - e.low)], [max(0, e.high - e.value)]],
+        fmt=shapes[kind],
+        color=colours[kind],
+        capsize=2,
+        label={"source": "single source", "protocol": "self-written"}.get(kind, kind),
+    )
+axes.set(
+    yticks=range(len(table)),
+    yticklabels=table.index,
+    xlabel="total retention (%), 95 % interval",
+)
 axes.invert_yaxis()
 handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=False))
 axes.legend(handles.values(), handles, loc="lower right")
 figures.show(
     fig,
     alt=f"Total retention of {len(table)} strategies with intervals. First: "
-    + figures.phrase(table.total.head(3).items(), "{:.1f} %") + f"; last: {table.index[-1]} {table.total.iloc[-1]:.1f} %.",
+    + figures.phrase(table.total.head(3).items(), "{:.1f} %")
+    + f"; last: {table.index[-1]} {table.total.iloc[-1]:.1f} %.",
     caption=f"Total retention of every strategy. {table.index[0]} leads with {table.total.iloc[0]:.1f} %; "
     f"the uniform mix is number {list(table.index).index('uniform') + 1} of {len(table)}.",
     name="fig-leaderboard",
@@ -100,7 +122,9 @@ figures.show_table(board, "Leaderboard: retention in percent of the dense model"
 
 # %%
 agreement = board[["total", "accuracy"]].corr(method="spearman").iloc[0, 1]
-seconds = pd.Series({r.strategy: sum(r.record.metrics["seconds"].values()) for r in results})
+seconds = pd.Series(
+    {r.strategy: sum(r.record.metrics["seconds"].values()) for r in results}
+)
 leader = board.index[0]
 values = {
     "leaderboard/first": {**vars(kept[leader].total), "unit": "%", "label": leader},
@@ -109,8 +133,12 @@ values = {
     "leaderboard/seconds-per-cell": {"value": seconds.median(), "unit": "s", "digits": 0},
 }
 study.store.publish("07-leaderboard", values)
-print(f"Rank correlation of likelihood and accuracy retention over {len(board)} strategies: {agreement:+.2f}")
-print(f"Median time of a cell (prune and score): {seconds.median():.0f} s on {study.lm.device.type}")
+print(
+    f"Rank correlation of likelihood and accuracy retention over {len(board)} strategies: {agreement:+.2f}"
+)
+print(
+    f"Median time of a cell (prune and score): {seconds.median():.0f} s on {study.lm.device.type}"
+)
 
 # %% [markdown]
 # ## What it means, and what it does not
