@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
@@ -105,7 +106,7 @@ class CalibrationSet:
         try:
             manifest = json.loads((folder / "manifest.json").read_text())
             ids = load_file(folder / "windows.safetensors")["input_ids"]
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise UsageError(
                 f"'{folder}' holds no calibration set (windows.safetensors + manifest.json): {error}"
             ) from None

@@ -227,7 +227,7 @@ def run(
     )
     plan = {}
     for notebook in found:
-        facts = _metadata(notebook, values[notebook.name], base)
+        facts = _metadata(notebook, values[notebook.name], {*(parameters or {}), "profile"}, base)
         target = out / f"{notebook.name}.ipynb"
         if not force and finished(target, facts["key"]):
             say(f"{notebook.name}: up to date")
@@ -268,7 +268,9 @@ def _common_metadata(profile: str, resolved: Settings, root: Path) -> dict[str, 
     }
 
 
-def _metadata(notebook: Notebook, values: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+def _metadata(
+    notebook: Notebook, values: Mapping[str, Any], given: set[str], base: Mapping[str, Any]
+) -> dict[str, Any]:
     source = notebook.source.read_text(encoding="utf8")
     drawing = sha256_file(Path(__file__).with_name("figures.py"))
     key = key_of(
@@ -285,7 +287,14 @@ def _metadata(notebook: Notebook, values: Mapping[str, Any], base: Mapping[str, 
         }
     )
     panel = [
-        {"name": p.name, "type": p.type, "default": p.default, "value": values[p.name], "help": p.help}
+        {
+            "name": p.name,
+            "type": p.type,
+            "default": p.default,
+            "value": values[p.name],
+            "help": p.help,
+            "given": p.name in given and values[p.name] != p.default,
+        }
         for p in notebook.parameters()
     ]
     return {

@@ -28,7 +28,7 @@
 # in turn prunes a fresh copy of the model; the pruned model is then judged on held-out text of four *capability
 # dimensions*: general, commonsense, code and math.
 
-# %%
+# %% tags=["remove-cell"]
 from typing import Optional
 
 # %% tags=["parameters"]

@@ -24,7 +24,7 @@
 # Only two of the paper's metrics are named in public, calibration perplexity and 4-gram aggregation; every formula here is
 # **our definition** of the OIT quantity it stands for.
 
-# %%
+# %% tags=["remove-cell"]
 from typing import Optional
 
 # %% tags=["parameters"]
@@ -56,7 +56,6 @@ study = Study(
     draws=draws,
     seed=seed,
 )
-figures.show_table(study.describe(), "Settings of this run")
 
 # %% [markdown]
 # ## The metrics

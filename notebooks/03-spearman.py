@@ -23,7 +23,7 @@
 # **Which claim this answers.** Over 15 sources the paper finds that calibration perplexity correlates with retention at
 # $\rho = +0.71$ for General, $-0.53$ for Math and $-0.59$ for Code, each with $p < 0.05$ {cite:p}`xu2026calibration`.
 
-# %%
+# %% tags=["remove-cell"]
 from typing import Optional
 
 # %% tags=["parameters"]
@@ -54,7 +54,6 @@ study = Study(
     draws=draws,
     seed=seed,
 )
-figures.show_table(study.describe(), "Settings of this run")
 
 # %% [markdown]
 # ## Metrics and retentions of the sources

@@ -25,7 +25,7 @@
 # The *uniform mix* takes equal shares of one source per dimension; the *all-sources mix* equal shares of all fifteen.
 # Both have exactly as many windows as every single-source set, and share those windows with them.
 
-# %%
+# %% tags=["remove-cell"]
 from typing import Optional
 
 # %% tags=["parameters"]
@@ -57,7 +57,6 @@ study = Study(
     draws=draws,
     seed=seed,
 )
-figures.show_table(study.describe(), "Settings of this run")
 
 # %%
 parts = [

@@ -24,7 +24,7 @@
 # its own by minimising 4-gram aggregation and balancing perplexity across dimensions {cite:p}`xu2026calibration`. Its steps are
 # not public; those below are **our definition**, with both readings of "balance".
 
-# %%
+# %% tags=["remove-cell"]
 from typing import Optional
 
 # %% tags=["parameters"]
@@ -59,7 +59,6 @@ study = Study(
     draws=draws,
     seed=seed,
 )
-figures.show_table(study.describe(), "Settings of this run")
 
 # %% [markdown]
 # ## The pool of candidates

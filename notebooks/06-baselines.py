@@ -27,7 +27,7 @@
 # over the first tokens. *SGS* {cite:p}`ji2025beware` starts from the first few tokens of encyclopaedic texts, samples with a
 # low temperature and a repetition penalty, and drops the fifth of the texts that surprises the model most.
 
-# %%
+# %% tags=["remove-cell"]
 from typing import Optional
 
 # %% tags=["parameters"]
@@ -59,7 +59,6 @@ study = Study(
     draws=draws,
     seed=seed,
 )
-figures.show_table(study.describe(), "Settings of this run")
 
 # %% [markdown]
 # ## Hyper-parameters and where they come from

@@ -23,7 +23,7 @@
 # **Which claim this answers.** The paper's summary: the uniform multi-source mix is best among sets of real text, and IGSP is
 # best among self-written ones {cite:p}`xu2026calibration`.
 
-# %%
+# %% tags=["remove-cell"]
 from typing import Optional
 
 # %% tags=["parameters"]
@@ -54,7 +54,6 @@ study = Study(
     draws=draws,
     seed=seed,
 )
-figures.show_table(study.describe(), "Settings of this run")
 
 # %% [markdown]
 # ## Totals with intervals

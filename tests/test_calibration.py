@@ -114,6 +114,9 @@ def test_a_damaged_or_missing_set_is_refused(tmp_path, tokenizer, corpus):
     (tmp_path / "a" / "windows.safetensors").write_bytes((tmp_path / "b" / "windows.safetensors").read_bytes())
     with pytest.raises(UsageError, match="damaged"):
         CalibrationSet.load(tmp_path / "a")
+    (tmp_path / "b" / "windows.safetensors").write_bytes(b"cut off")
+    with pytest.raises(UsageError, match="holds no calibration set"):
+        CalibrationSet.load(tmp_path / "b")
 
 
 def test_bad_shapes_are_refused(tokenizer, corpus):

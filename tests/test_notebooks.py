@@ -91,6 +91,7 @@ def test_runs_in_order_resolves_parameters_and_skips_what_is_up_to_date(checkout
         "default": None,
         "value": 0.5,
         "help": "share of zeros",
+        "given": True,
     }
     assert str(checkout) not in (checkout / "book" / "notebooks" / "02-second.ipynb").read_text()
     again = said(checkout, parameters={"sparsity": 0.5, "label": "hello"})

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from igsp.assets import whole_or_nothing
@@ -101,7 +102,7 @@ class CandidatePool:
             manifest = json.loads((folder / "pool.json").read_text())
             tensors = load_file(folder / "pool.safetensors")
             pools, dimensions, names = (tuple(manifest[name]) for name in ("pools", "dimensions", "names"))
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise UsageError(f"'{folder}' holds no candidate pool (pool.safetensors + pool.json): {error}") from None
         return cls(
             tensors["input_ids"], pools, dimensions, names, tensors["log_perplexity"], manifest["tokenizer"],

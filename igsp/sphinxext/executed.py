@@ -136,8 +136,9 @@ def _title(notebook: Mapping[str, Any]) -> str | None:
 
 
 def changed(about: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of a run that differ from the defaults in the notebook's source."""
-    return {p["name"]: p["value"] for p in about.get("parameters", []) if p.get("value") != p.get("default")}
+    """The parameters of a run that were given to it (not resolved from the notebook's source or the profile)."""
+    parameters = about.get("parameters", [])
+    return {p["name"]: p["value"] for p in parameters if p.get("given", p.get("value") != p.get("default"))}
 
 
 def runner_command(about: Mapping[str, Any]) -> str:
