@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   igsp:
-#     needs: [05-igsp]
+#     needs: []
 #   jupytext:
 #     formats: ipynb,py:percent
 #     text_representation:
