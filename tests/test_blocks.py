@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import FAMILIES, VOCABULARY
+from tiny import FAMILIES, VOCABULARY
 from torch import nn
 
 from igsp.errors import UsageError

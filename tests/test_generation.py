@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from conftest import VOCABULARY, tiny_model
+from tiny import VOCABULARY, tiny_model
 
 from igsp.decoding import Slots
 from igsp.errors import NumericalError, UsageError

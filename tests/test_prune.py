@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAMILIES, tiny_calibration, tiny_model
+from tiny import FAMILIES, tiny_calibration, tiny_model
 from transformers import AutoModelForCausalLM
 
 from igsp.errors import IgspError, NumericalError, TokenizerMismatch, UnknownName, UsageError
@@ -137,7 +137,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[3])
 import torch
-from conftest import tiny_calibration, tiny_model
+from tiny import tiny_calibration, tiny_model
 from igsp.pruning.checkpoint import Checkpoint
 from igsp.pruning.driver import prune
 written = Checkpoint.save
