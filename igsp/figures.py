@@ -14,6 +14,7 @@ import seaborn as sns
 from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from igsp.assets import catalog
 from igsp.retention import Estimate
@@ -118,7 +119,8 @@ def heatmap(frame: pd.DataFrame, label: str, center: float | None = None, fmt: s
         annot_kws={"size": 10},
     )
     axes.set(xlabel="", ylabel="")
-    axes.tick_params(axis="x", rotation=0, length=0)
+    axes.tick_params(axis="x", length=0)
+    plt.setp(axes.get_xticklabels(), rotation=25, ha="right", rotation_mode="anchor")
     axes.tick_params(axis="y", rotation=0, length=0)
     fig.tight_layout()
     return fig
@@ -135,6 +137,9 @@ def rank_scatter(x: pd.Series, retention: pd.DataFrame, notes: dict[str, str], x
         axes.set_title(f"{dimension.capitalize()}\n{notes[dimension]}", color=colours[dimension])
         if log:
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 4)))
+            axes.xaxis.set_major_formatter(ScalarFormatter())
+            axes.xaxis.set_minor_formatter(NullFormatter())
     fig.supxlabel(xlabel, fontsize=10.5)
     fig.supylabel("retention (%)", fontsize=10.5)
     fig.tight_layout()

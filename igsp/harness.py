@@ -6,7 +6,6 @@ Imported only when something is evaluated: lm-eval takes seconds to import.
 from __future__ import annotations
 
 import copy
-import functools
 import gzip
 import hashlib
 import json
@@ -274,7 +273,7 @@ def _quiet() -> Iterator[None]:
     level = log.level
     log.setLevel(logging.ERROR)
     for module in modules:
-        module.tqdm = functools.partial(tqdm, disable=True)
+        module.tqdm = lambda *args, **options: tqdm(*args, **{**options, "disable": True})
     try:
         yield
     finally:
