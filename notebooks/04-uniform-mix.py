@@ -148,7 +148,12 @@ values["uniform/rank"] = {
 }
 for key, name in (("best-single", best), ("web", web)):
     gap = gaps[f"uniform minus {name}"]["total"]
-    values[f"uniform-minus-{key}"] = {**vars(gap), "unit": "points", "label": name}
+    values[f"uniform-minus-{key}"] = {
+        **vars(gap),
+        "unit": "points",
+        "label": name,
+        "draws": study.settings.draws,
+    }
 study.store.publish("04-uniform-mix", values)
 
 # %% [markdown]

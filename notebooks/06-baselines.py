@@ -161,6 +161,7 @@ for other, paper in (("self-cal", 2.4), ("sgs", 4.8)):
     values[f"igsp-minus-{other}"] = {
         **vars(gap),
         "unit": "points",
+        "draws": study.settings.draws,
         "label": f"paper: +{paper}",
     }
 study.store.publish("06-baselines", values)

@@ -107,6 +107,15 @@ def test_a_sign_is_decided_only_by_the_whole_interval(value: Any, expect: str, s
     assert verdict({"kind": "sign", "expect": expect}, k=value) == status
 
 
+def test_too_few_draws_decide_nothing() -> None:
+    rule = {"kind": "greater", "than": 0, "draws": 3}
+    row = ledger.Claim("id", "t", "s", "abstract", "primary", "p", "s", ("k",), rule, "n", "d")
+    for draws, status in ((1, ledger.UNTESTABLE), (3, ledger.HOLDS), (None, ledger.HOLDS)):
+        judged = ledger.judge(row, {"k": Value(2.0, 1.0, 3.0, draws=draws)}, "quick")
+        assert judged.verdict.status == status
+    assert "1 of the 3 draws" in ledger.judge(row, {"k": Value(2.0, 1.0, 3.0, draws=1)}, "quick").verdict.reason
+
+
 def test_the_other_rules() -> None:
     greater = {"kind": "greater", "than": 2}
     assert verdict(greater, k=(4, 2.5, 6)) == ledger.HOLDS

@@ -77,6 +77,7 @@ def rule_text(rule: Mapping[str, Any]) -> str:
         "within": "holds when the value lies within {by} of {of}",
     }
     text = words[rule["kind"]].format(**{"side": "above" if rule.get("expect") == "+" else "below", **rule})
+    text += f"; at least {rule['draws']} draws" if rule.get("draws") else ""
     return text + (f"; decided only at profile {' or '.join(rule['profiles'])}" if rule.get("profiles") else "")
 
 

@@ -91,6 +91,11 @@ def judge(claim: Claim, values: Mapping[str, Value], profile: str) -> Judged:
     if allowed and profile not in allowed:
         reason = f"this claim is decided only at profile {' or '.join(allowed)}, and this book shows {profile}"
         return Judged(claim, Verdict(UNTESTABLE, reason), used)
+    needed = claim.rule.get("draws", 0)
+    fewest = min((value.draws for value in used.values() if value.draws is not None), default=needed)
+    if fewest < needed:
+        reason = f"it rests on {fewest} of the {needed} draws that tell an effect from the luck of the draw"
+        return Judged(claim, Verdict(UNTESTABLE, reason), used)
     return Judged(claim, RULES[kind](claim.rule, used), used)
 
 

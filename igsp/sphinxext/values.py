@@ -33,6 +33,7 @@ class Value:
         notebook: stem of the notebook that published it.
         package: SHA-256 of the package source that computed it.
         p, p_holm: p-value, alone and corrected for the whole table.
+        draws: independent calibration sets behind it, where that matters.
     """
 
     value: float
@@ -46,6 +47,7 @@ class Value:
     package: str | None = None
     p: float | None = None
     p_holm: float | None = None
+    draws: int | None = None
 
     @property
     def has_interval(self) -> bool:
