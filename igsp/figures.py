@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from IPython.display import display
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
@@ -209,9 +208,3 @@ def spread_phrase(values: pd.Series) -> str:
 def phrase(items: Iterable[tuple[str, float]], fmt: str = "{:+.2f}") -> str:
     """`general +0.71, code -0.59`: names with values, for alternative texts."""
     return ", ".join(f"{name} {fmt.format(value)}" for name, value in items)
-
-
-def annotate_points(axes: Axes, x: pd.Series, y: pd.Series) -> None:
-    """Writes each point's label beside it in small type."""
-    for label in x.index:
-        axes.annotate(str(label), (x[label], y[label]), xytext=(4, 3), textcoords="offset points", fontsize=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 
 from docutils import nodes
@@ -95,8 +96,9 @@ class BookDirective(SphinxDirective):
         except IgspError as error:
             return [self.state_machine.reporter.warning(f"{self.name}: {error}", line=self.lineno)]
 
+    @abstractmethod
     def build(self) -> list[nodes.Node]:
-        raise NotImplementedError
+        """The nodes that stand where the directive stood; may raise the package's typed errors."""
 
     def inline(self, text: str) -> list[nodes.Node]:
         """`text` read as Markdown, without a paragraph round it."""
