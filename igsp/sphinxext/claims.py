@@ -20,8 +20,14 @@ class ClaimDirective(BookDirective):
     """Base of the directives that show judged claims."""
 
     def judged(self) -> list[ledger.Judged]:
+        """The claims on the values of this build."""
         values = published(self.env)
         return [ledger.judge(row, values, self.config.igsp_profile) for row in ledger.claims()]
+
+    def reference(self) -> list[ledger.Judged]:
+        """The claims on the values of the reference run."""
+        values = published(self.env)
+        return [ledger.judge_reference(row, values) for row in ledger.claims()]
 
     def ours(self, row: ledger.Judged) -> list[nodes.Node]:
         """The values of a claim, one after another, each linked to its notebook."""
@@ -38,22 +44,29 @@ class ClaimDirective(BookDirective):
 
 
 class ClaimLedger(ClaimDirective):
-    """The claim ledger: statement, the paper's number, ours with interval, rule and verdict."""
+    """The claim ledger: statement, the paper's number; values and verdict of the reference run and of this build."""
 
     option_spec: ClassVar = {"status": directives.unchanged}  # type: ignore[misc]
 
     def build(self) -> list[nodes.Node]:
         wanted = self.options.get("status")
-        rows = [self._row(row) for row in self.judged() if wanted in (None, row.claim.status)]
-        caption = f"Claims of the paper against this book at profile {self.config.igsp_profile}."
-        headings = ["Claim", "Paper", f"Here ({self.config.igsp_profile})", "Verdict"]
+        pairs = zip(self.reference(), self.judged(), strict=True)
+        rows = [self._row(*pair) for pair in pairs if wanted in (None, pair[0].claim.status)]
+        shown = self.config.igsp_profile
+        caption = f"Claims of the paper against the reference run ({ledger.REFERENCE}) and this build ({shown})."
+        headings = ["Claim", "Paper", f"Reference run ({ledger.REFERENCE})", f"This build ({shown})"]
         return [table(headings, rows, caption, classes="igsp-ledger")]
 
-    def _row(self, row: ledger.Judged) -> list[Cell]:
-        statement = nodes.inline("", "", *self.inline(row.claim.statement), ids=[f"claim-{row.claim.id}"])
-        paper = [*self.inline(row.claim.paper), nodes.Text(f" [{row.claim.locator}]")]
-        verdict = [verdict_badge(row.verdict), nodes.Text(f" {row.verdict.reason}.")]
-        return [statement, paper, self.ours(row), verdict]
+    def _row(self, reference: ledger.Judged, built: ledger.Judged) -> list[Cell]:
+        claim = reference.claim
+        statement = nodes.inline("", "", *self.inline(claim.statement), ids=[f"claim-{claim.id}"])
+        paper = [*self.inline(claim.paper), nodes.Text(f" [{claim.locator}]")]
+        return [statement, paper, self._found(reference), self._found(built)]
+
+    def _found(self, row: ledger.Judged) -> list[nodes.Node]:
+        """Verdict, the values behind it and the reason."""
+        values = [*self.ours(row), nodes.Text(": ")] if row.values else []
+        return [verdict_badge(row.verdict), nodes.Text(" "), *values, nodes.Text(f"{row.verdict.reason}.")]
 
 
 class ClaimDetails(ClaimDirective):
@@ -82,33 +95,36 @@ def rule_text(rule: Mapping[str, Any]) -> str:
 
 
 class Findings(ClaimDirective):
-    """One line per claim of the abstract: verdict, statement, our number."""
+    """One line per claim of the abstract: verdict of the reference run, statement, our number."""
 
     def build(self) -> list[nodes.Node]:
         result = nodes.bullet_list(classes=["igsp-findings"])
-        for row in self.judged():
+        for row in self.reference():
             if row.claim.status != "primary":
                 continue
+            here = [nodes.Text("Here: "), *self.ours(row)] if row.values else [nodes.Text("Not measured here")]
             content = [verdict_badge(row.verdict), nodes.Text(" "), *self.inline(row.claim.statement),
-                       nodes.Text(" Paper: "), *self.inline(row.claim.paper), nodes.Text(". Here: "), *self.ours(row)]
+                       nodes.Text(" Paper: "), *self.inline(row.claim.paper), nodes.Text(". "), *here, nodes.Text(".")]
             result += nodes.list_item("", nodes.paragraph("", "", *content))
         return [result]
 
 
 class ClaimsThatDiffer(ClaimDirective):
-    """A section per claim that does not hold at the shown profile, with the likely reasons."""
+    """A section per claim that does not hold in the reference run, with the likely reasons."""
 
     def build(self) -> list[nodes.Node]:
-        rows = [row for row in self.judged() if row.verdict.status != ledger.HOLDS]
+        rows = [row for row in self.reference() if row.verdict.status != ledger.HOLDS]
         if not rows:
-            return [nodes.paragraph("", "Every claim of the ledger holds at the profile shown here.")]
+            return [nodes.paragraph("", "Every claim of the ledger holds in the reference run.")]
         result: list[nodes.Node] = []
         for row in rows:
             section = nodes.section("", nodes.title("", row.claim.title), ids=[f"why-{row.claim.id}"])
             section += nodes.paragraph("", "", *self.inline(row.claim.statement), nodes.Text(" "),
                                        verdict_badge(row.verdict), nodes.Text(f" Here {row.verdict.reason}."))
             section += nodes.paragraph("", "", nodes.Text("Paper: "), *self.inline(row.claim.paper),
-                                       nodes.Text(f" ({row.claim.setting}). Here: "), *self.ours(row), nodes.Text("."))
+                                       nodes.Text(f" ({row.claim.setting})."))
+            if row.values:
+                section += nodes.paragraph("", "", nodes.Text("Here: "), *self.ours(row), nodes.Text("."))
             section += nodes.paragraph("", "", *self.inline(row.claim.differs))
             result.append(section)
         return result
@@ -124,7 +140,10 @@ class TradeoffFigure(BookDirective):
         values = published(self.env)
         claimed = {row.ours[0]: row.number for row in ledger.claims() if row.number is not None}
         keys = {name: f"spearman/calibration_perplexity/{name}" for name in DIMENSIONS}
-        rows = [drawings.Row(name, look_up(values, key), claimed.get(key)) for name, key in keys.items()]
+        rows = [
+            drawings.Row(name, look_up(values, f"{ledger.REFERENCE}/{key}"), claimed.get(key))
+            for name, key in keys.items()
+        ]
         picture = nodes.raw("", drawings.tradeoff(rows, catalog("palette")["dimensions"]), format="html")
         caption = nodes.caption("", "", *self.inline(" ".join(self.content)))
         figure = nodes.figure("", picture, caption, classes=["igsp-figure"])

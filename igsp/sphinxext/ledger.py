@@ -11,6 +11,7 @@ from igsp.errors import UnknownName, UsageError
 from igsp.sphinxext.values import Value, look_up
 
 HOLDS, DIFFERS, UNTESTABLE = "holds", "differs", "not testable at this scale"
+REFERENCE = "small"  # profile of the committed records; its published values have keys that begin with `small/`
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,19 @@ def judge(claim: Claim, values: Mapping[str, Value], profile: str) -> Judged:
         reason = f"it rests on {fewest} of the {needed} draws that tell an effect from the luck of the draw"
         return Judged(claim, Verdict(UNTESTABLE, reason), used)
     return Judged(claim, RULES[kind](claim.rule, used), used)
+
+
+def judge_reference(claim: Claim, values: Mapping[str, Value]) -> Judged:
+    """Decides `claim` on the reference run's values, whose keys are the claim's own behind `small/`.
+
+    What the reference run did not measure gives "not testable at this scale".
+    """
+    recorded = {key.removeprefix(f"{REFERENCE}/"): v for key, v in values.items() if key.startswith(f"{REFERENCE}/")}
+    missing = [key for key in claim.ours if key not in recorded]
+    if missing:
+        return Judged(claim, Verdict(UNTESTABLE, "the reference run has not measured it"))
+    found = judge(claim, recorded, REFERENCE)
+    return Judged(claim, found.verdict, {f"{REFERENCE}/{key}": value for key, value in found.values.items()})
 
 
 def _side(value: Value, bound: float) -> int:

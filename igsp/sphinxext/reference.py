@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from igsp.errors import UnknownName
 from igsp.sources import DIMENSIONS, catalogue
 from igsp.sphinxext import explorer
 from igsp.sphinxext.base import BookDirective, published, result_nodes, results_folder
+from igsp.sphinxext.ledger import REFERENCE
 from igsp.sphinxext.tables import code, table
 from igsp.store import Store
 
@@ -100,14 +102,24 @@ def commands(parser: argparse.ArgumentParser) -> list[tuple[str, argparse.Argume
 
 
 class Explorer(BookDirective):
-    """Choices, a drawing and a table over the stored records. Without JavaScript the table is what remains."""
+    """Choices, a drawing and a table over the stored records of the reference run, this build and further profiles.
+
+    Without JavaScript the tables are what remains.
+    """
+
+    optional_arguments = 9
 
     def build(self) -> list[nodes.Node]:
         self.env.metadata[self.env.docname]["igsp_reads_results"] = True
         self.env.metadata[self.env.docname]["igsp_explorer"] = True
-        found = explorer.points(Store(results_folder(self.env) / self.config.igsp_profile).records())
+        profiles = dict.fromkeys([REFERENCE, *self.arguments, self.config.igsp_profile])
+        found = [
+            replace(point, run=f"{profile}: {point.run}")
+            for profile in profiles
+            for point in explorer.points(Store(results_folder(self.env) / profile).records())
+        ]
         if not found:
-            return [nodes.paragraph("", "The store of this profile holds no records, only published values.")]
+            return [nodes.paragraph("", "The stores of these profiles hold no records, only published values.")]
         runs = dict.fromkeys(point.run for point in found)
         return [nodes.raw("", explorer.html(found), format="html"), *(self._table(run, found) for run in runs)]
 

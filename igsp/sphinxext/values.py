@@ -157,4 +157,4 @@ def is_stale(value: Value, package: str | None) -> bool:
 
 def signed_form(key: str) -> str:
     """The format for a key in generated tables: differences and correlations carry their sign."""
-    return "signed-interval" if "-minus-" in key or key.startswith("spearman/") else "interval"
+    return "signed-interval" if "-minus-" in key or "spearman/" in key or "margin/" in key else "interval"
