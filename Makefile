@@ -8,13 +8,16 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 IGSP := $(VENV)/bin/igsp
 
-.PHONY: help book test check-book setup fetch lint bench clean
+.PHONY: help book course test check-book setup fetch lint clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 book: setup fetch ## run the notebooks (profile quick) and build the static book
 	$(IGSP) notebooks run --profile $(PROFILE)
 	$(IGSP) book build --profile $(PROFILE)
+
+course: setup ## the packs for students and instructors, under _build/course
+	$(IGSP) course build
 
 test: setup fetch ## run the tests
 	$(VENV)/bin/python -m pytest -q -m "not book"

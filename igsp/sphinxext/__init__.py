@@ -22,7 +22,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.errors import ExtensionError
 from sphinx.util import logging
 
-from igsp.sphinxext import claims, executed, reference, runs, site
+from igsp.sphinxext import benchmarks, claims, executed, quiz, reference, runs, site
 from igsp.sphinxext.base import NOTEBOOKS, ProfileRole, ResultRole, VerdictRole
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ DIRECTIVES = {
     "execution-statistics": runs.ExecutionStatistics, "sources-table": reference.SourcesTable,
     "protocol-settings": reference.ProtocolSettings, "values-table": reference.ValuesTable,
     "cli-reference": reference.CliReference, "explorer": reference.Explorer,
+    "quiz": quiz.Quiz, "exercises": quiz.Exercises, "course-file": quiz.CourseFile, "benchmarks": benchmarks.Benchmarks,
 }
 
 
@@ -75,6 +76,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         app.add_directive(name, directive)
     app.connect("config-inited", _read_environment, priority=100)
     app.connect("builder-inited", site.write_static)
+    app.connect("builder-inited", quiz.write_course)
     app.connect("source-read", _read_notebook)
     app.connect("env-get-outdated", _read_again)
     app.connect("html-page-context", site.clean_page, priority=900)

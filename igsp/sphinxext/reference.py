@@ -13,7 +13,7 @@ from docutils.parsers.rst import directives
 
 from igsp.assets import catalog
 from igsp.errors import UnknownName
-from igsp.sources import DIMENSIONS, catalogue
+from igsp.sources import DIMENSIONS, ORIGINS, catalogue
 from igsp.sphinxext import explorer
 from igsp.sphinxext.base import BookDirective, published, result_nodes, results_folder
 from igsp.sphinxext.ledger import REFERENCE
@@ -25,16 +25,16 @@ HELP_WIDTH = 80  # characters; the same whatever terminal the build runs in
 
 
 class SourcesTable(BookDirective):
-    """The catalogue of calibration sources of the shown profile."""
+    """The catalogue of calibration sources, or those of one dimension or of some origins (`:origin: hub file`)."""
 
-    option_spec: ClassVar = {"dimension": directives.unchanged}  # type: ignore[misc]
+    option_spec: ClassVar = {"dimension": directives.unchanged, "origin": str.split}  # type: ignore[misc]
 
     def build(self) -> list[nodes.Node]:
-        wanted = self.options.get("dimension")
+        wanted, origins = self.options.get("dimension"), self.options.get("origin", ORIGINS)
         rows = [
             [code(source.id), source.dimension.capitalize(), str(source.about), "yes" if source.generated else "no",
              str(source.licence)]
-            for source in catalogue().values() if wanted in (None, source.dimension)
+            for source in catalogue().values() if wanted in (None, source.dimension) and source.origin in origins
         ]
         return [table(["Source", "Dimension", "What it is", "Generated", "Licence"], rows,
                       f"{len(rows)} calibration sources.", classes="igsp-sources")]
@@ -87,7 +87,7 @@ class CliReference(BookDirective):
         for name, parser in commands(cli._parser()):
             anchor = name.replace(" ", "-")
             section = nodes.section("", nodes.title("", "", code(name)), ids=[f"command-{anchor}"])
-            parser.formatter_class = partial(argparse.HelpFormatter, width=HELP_WIDTH)  # type: ignore[assignment]
+            parser.formatter_class = partial(argparse.RawDescriptionHelpFormatter, width=HELP_WIDTH)  # type: ignore[assignment]
             section += nodes.literal_block("", parser.format_help().rstrip(), language="text")
             result.append(section)
         return result

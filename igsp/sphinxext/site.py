@@ -51,8 +51,9 @@ def palette_css(palette: Mapping[str, str]) -> str:
 
 def clean_page(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
     """Drops the remote notebook-execution scripts that the theme registers, and points to our favicon."""
-    if app.env.metadata.get(pagename, {}).get("igsp_explorer"):
-        app.add_js_file("explorer.js", loading_method="defer")
+    for name in ("explorer", "quiz"):
+        if app.env.metadata.get(pagename, {}).get(f"igsp_{name}"):
+            app.add_js_file(f"{name}.js", loading_method="defer")
     for kind in ("script_files", "css_files"):
         context[kind] = _without_thebe(context.get(kind, []))
     context["favicon_url"] = context["pathto"]("_static/favicon.svg", resource=True)

@@ -1,0 +1,69 @@
+"""The table of speed records: one table per file of `book/results/benchmarks`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from docutils import nodes
+
+from igsp.sphinxext.base import BookDirective, results_folder
+from igsp.sphinxext.tables import Cell, table
+
+NBSP = "\N{NO-BREAK SPACE}"
+COLUMNS = {  # heading by field of a run
+    "seconds": "Seconds", "cpu_seconds": "CPU seconds", "solve_seconds": "Solver seconds", "peak_bytes": "Peak memory",
+    "zeros": "Zeros", "heldout_loss": "Held-out loss", "runs": "Runs",
+}
+
+
+class Benchmarks(BookDirective):
+    """What each record measured, on which machine and at which setting; fields that a record lacks are left out."""
+
+    def build(self) -> list[nodes.Node]:
+        paths = sorted((results_folder(self.env) / "benchmarks").glob("*.json"))
+        for path in paths:
+            self.env.note_dependency(str(path))
+        tables = [benchmark_table(path.stem, json.loads(path.read_text(encoding="utf8"))) for path in paths]
+        return [*filter(None, tables)] or [nodes.paragraph("", "This build holds no speed records.")]
+
+
+def benchmark_table(name: str, record: Mapping[str, Any]) -> nodes.table | None:
+    """One record as a table, a row per timed run; None if it holds none."""
+    grid = {f"{row['method']}, {row['varied']} {row[row['varied']]}": row for row in record.get("rows", [])}
+    runs = {key: value for key, value in (grid or record.get("contenders") or record).items() if is_run(value)}
+    columns = [field for field in COLUMNS if any(field in run for run in runs.values())]
+    if not runs:
+        return None
+    rows: list[list[Cell]] = [[key, *(shown(field, run) for field in columns)] for key, run in runs.items()]
+    return table(["Run", *(COLUMNS[field] for field in columns)], rows, f"{name}: {setting(record)}.", "igsp-dense")
+
+
+def is_run(value: Any) -> bool:
+    return isinstance(value, Mapping) and {"seconds", "peak_bytes"} <= value.keys()
+
+
+def shown(field: str, run: Mapping[str, Any]) -> str:
+    """A field with its unit; seconds of repeated runs with their range."""
+    value = run.get(field)
+    if value is None:
+        return ""
+    if field == "peak_bytes":
+        return f"{value / 1e9:.2f}{NBSP}GB"
+    if field == "zeros":
+        return f"{100 * value:.2f}{NBSP}%"
+    if field == "heldout_loss":
+        return f"{value:.3f}"
+    text = str(value) if isinstance(value, int) else f"{value:.3g}" if value < 100 else f"{value:.0f}"
+    if field == "seconds" and run.get("runs", 1) > 1:
+        text += f" ({run['fastest']:.3g} to {run['slowest']:.3g})"
+    return text
+
+
+def setting(record: Mapping[str, Any]) -> str:
+    """Machine and setting of a record in words."""
+    machine = record.get("machine") or {"device": record.get("device"), "torch": record.get("torch")}
+    parts = [f"{key} {value}" for key, value in {**machine, **(record.get("setting") or {})}.items()
+             if isinstance(value, str | int | float) and not isinstance(value, bool)]
+    return ", ".join(parts).replace("_", " ")
