@@ -118,7 +118,8 @@ class CalibrationSet:
 
 
 def sample(
-    source: str, tokenizer: PreTrainedTokenizerBase, n: int = 128, seqlen: int = 2048, draw: int = 0
+    source: str, tokenizer: PreTrainedTokenizerBase, n: int = 128, seqlen: int = 2048, draw: int = 0,
+    without: frozenset[str] = frozenset(),
 ) -> CalibrationSet:
     """Draws `n` windows of `seqlen` tokens from the calibration side of one source.
 
@@ -126,7 +127,7 @@ def sample(
     crop of at most `seqlen` tokens is appended to one stream, which is cut into windows. Only when all
     documents were visited are further, non-overlapping pieces of the long ones used. Text is therefore
     never repeated, long documents do not crowd out short ones, and the first windows of a larger set are
-    those of a smaller one.
+    those of a smaller one. Documents whose ids are in `without` are passed over (see `igsp.contamination`).
 
     Raises:
         UnknownName: no such source.
@@ -139,7 +140,7 @@ def sample(
     origins: list[Window] = []
     buffer: list[int] = []
     labels: list[str] = []  # document of each token of the buffer
-    for document, piece in _pieces(source, tokenizer, seqlen, draw):
+    for document, piece in _pieces(source, tokenizer, seqlen, draw, without):
         buffer += piece
         labels += [document] * len(piece)
         while len(buffer) >= seqlen and len(rows) < n:
@@ -151,10 +152,13 @@ def sample(
     else:
         raise NotEnoughText(source, len(rows), n, seqlen)
     spec = {"kind": "source", "source": source, "n": n, "seqlen": seqlen, "draw": draw}
+    spec |= {"without": sorted(without)} if without else {}
     return CalibrationSet(torch.tensor(rows), tuple(origins), tokenizer_fingerprint(tokenizer), spec)
 
 
-def _pieces(source: str, tokenizer: PreTrainedTokenizerBase, seqlen: int, draw: int) -> Iterator[tuple[str, list[int]]]:
+def _pieces(
+    source: str, tokenizer: PreTrainedTokenizerBase, seqlen: int, draw: int, without: frozenset[str]
+) -> Iterator[tuple[str, list[int]]]:
     """(document id, tokens) in random order: first one crop of every document, then the rest of the long ones."""
     stream = np.random.default_rng(_seed(source, draw))
     texts = documents(source, split="calibration")
@@ -163,6 +167,8 @@ def _pieces(source: str, tokenizer: PreTrainedTokenizerBase, seqlen: int, draw: 
         document = texts[index]
         ids = tokenizer.encode(SEPARATOR + document.text, add_special_tokens=False, verbose=False)
         start = int(stream.integers(0, max(1, len(ids) - seqlen + 1)))
+        if document.id in without:  # after its random number, so that the crops of the others stay
+            continue
         yield document.id, ids[start : start + seqlen]
         for other in (ids[:start], ids[start + seqlen :]):
             rest += [(document.id, other[i : i + seqlen]) for i in range(0, len(other), seqlen)]
@@ -182,6 +188,9 @@ def largest_remainder(weights: Mapping[str, float], n: int) -> dict[str, int]:
 
     Raises:
         UsageError: a negative or non-finite weight, or weights that sum to nothing.
+
+    >>> largest_remainder({"c4": 1, "gsm8k": 1, "piqa": 1}, 16)
+    {'c4': 6, 'gsm8k': 5, 'piqa': 5}
     """
     values = np.array(list(weights.values()), dtype=float)
     if not len(values) or not np.isfinite(values).all() or (values < 0).any() or values.sum() <= 0:
@@ -194,19 +203,25 @@ def largest_remainder(weights: Mapping[str, float], n: int) -> dict[str, int]:
 
 
 def mix(
-    weights: Mapping[str, float], tokenizer: PreTrainedTokenizerBase, n: int = 128, seqlen: int = 2048, draw: int = 0
+    weights: Mapping[str, float], tokenizer: PreTrainedTokenizerBase, n: int = 128, seqlen: int = 2048, draw: int = 0,
+    without: Mapping[str, frozenset[str]] | None = None,
 ) -> CalibrationSet:
     """A weighted mixture of sources: window counts by largest remainder, `n` in total.
 
     The windows of each source are the first ones of `sample(source, ..., draw)`, so a mixture shares them
-    with the single-source set of the same draw.
+    with the single-source set of the same draw. `without` holds, per source, ids of documents to pass over.
 
     Raises:
         UsageError: weights that sum to nothing. UnknownName, NotEnoughText: as `sample`.
     """
     counts = largest_remainder(weights, n)
-    parts = [sample(source, tokenizer, count, seqlen, draw) for source, count in counts.items() if count]
+    left_out = {source: ids for source, ids in (without or {}).items() if ids and counts.get(source)}
+    parts = [
+        sample(source, tokenizer, count, seqlen, draw, left_out.get(source, frozenset()))
+        for source, count in counts.items() if count
+    ]
     spec = {"kind": "mix", "weights": dict(weights), "n": n, "seqlen": seqlen, "draw": draw}
+    spec |= {"without": {source: sorted(ids) for source, ids in left_out.items()}} if left_out else {}
     return concatenate(parts, spec)
 
 

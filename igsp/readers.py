@@ -1,6 +1,7 @@
-"""Readers: from the files of a pinned wheel or of an installed package to texts.
+"""Readers: from the files of a pinned wheel or of an installed package, or from rows of a data set, to texts.
 
 A reader takes the files of one source and the options of its catalogue entry and returns `(id, text)` pairs.
+Rows (of the hub, a mirror or a user's file) are read one at a time and laid out by a template (`lay_out`).
 Files are read as they lie, never imported: an import would run foreign code, need its dependencies and
 cost seconds. The one exception is `gsm_templates`, which has to run the generator functions of a wheel
 whose SHA-256 is pinned.
@@ -15,6 +16,7 @@ import importlib
 import importlib.metadata
 import itertools
 import json
+import logging
 import os
 import random
 import re
@@ -23,16 +25,22 @@ import sysconfig
 import types
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from igsp.assets import fetch_wheel
 from igsp.errors import AssetError
 
+log = logging.getLogger(__name__)
+
 Text = tuple[str, str]  # document id within the source, text
+Row = dict[str, Any]  # column -> value
+TEXT_PIECE = 8000  # characters of a document cut out of a plain text file
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,7 @@ def json_records(files: Files, members: list[str], template: str, numbered: tupl
 
 def _flat(value: object, numbered: bool) -> object:
     if not isinstance(value, list):
-        return value
+        return "" if value is None else value
     marks = (f"{i}." for i in range(1, len(value) + 1)) if numbered else ("-" for _ in value)
     return "\n".join(f"{mark} {str(item).strip()}" for mark, item in zip(marks, value, strict=True))
 
@@ -266,6 +274,132 @@ def _stub_packages(wheel: str, dotted: str) -> Iterator[None]:
         for name in [name for name in sys.modules if name.split(".")[0] == parts[0]]:
             del sys.modules[name]
         sys.modules.update(before)
+
+
+def rows(path: Path) -> Iterator[Row]:
+    """Rows of a file, one at a time: `.jsonl` and `.json` lines (also `.gz`), `.parquet`, or `.txt` (column `text`).
+
+    Bytes that are no UTF-8 become U+FFFD; how many lines had some is logged.
+
+    Raises:
+        AssetError: missing, damaged, of another kind, or a line that is no JSON object (names file and line).
+    """
+    kinds = {".parquet": _parquet_rows, ".txt": _text_rows, ".jsonl": _json_rows, ".json": _json_rows}
+    kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    if kind not in kinds:
+        raise AssetError(f"'{path}' is of no known kind: use {', '.join(kinds)} (all but parquet also as .gz)")
+    try:
+        yield from kinds[kind](path)
+    except (OSError, EOFError, zlib.error) as error:
+        raise AssetError(f"'{path}' cannot be read: {error}") from None
+
+
+def _lines(path: Path) -> Iterator[str]:
+    broken = 0
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as lines:
+        for line in lines:
+            try:
+                yield line.decode("utf-8-sig")
+            except UnicodeDecodeError:
+                broken += 1
+                yield line.decode("utf8", "replace")
+    if broken:
+        log.warning("'%s': %d lines hold bytes that are no UTF-8, read as U+FFFD: convert the file", path, broken)
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    for number, line in enumerate(_lines(path), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise AssetError(f"'{path}' line {number} is no JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise AssetError(f"'{path}' line {number} is no JSON object but {type(row).__name__}")
+            yield row
+
+
+def _text_rows(path: Path) -> Iterator[Row]:
+    yield from ({"text": piece} for piece in _pieces("".join(_lines(path)).replace("\r\n", "\n"), TEXT_PIECE))
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=256):
+            yield from batch.to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise AssetError(f"'{path}' is no Parquet file: {error}") from None
+
+
+def lay_out(
+    numbered: Iterable[tuple[str, Row]], template: str = "{text}", characters: int = 4_000_000,
+    answer: Mapping[str, Any] | None = None,
+) -> list[Text]:
+    """Rows as texts: a `str.format` template over the columns, until `characters` of text are read.
+
+    Paragraphs of the template whose columns are all empty are left out, list columns become bulleted lines, the last
+    text is cut at the limit, and texts that were there before are dropped and counted in the log. `answer` adds a
+    column `right`, see `right_answer`.
+
+    Raises:
+        AssetError: a column that the rows do not have (names it and those there are).
+    """
+    texts: dict[str, str] = {}
+    duplicates = 0
+    for key, row in numbered:
+        try:
+            columns = {**row, "right": right_answer(row, **answer)} if answer else row
+            text = _paragraphs(template, {name: _flat(value, False) for name, value in columns.items()})
+        except KeyError as error:
+            raise AssetError(f"no column {error} in row {key}; its columns are {', '.join(row)}") from None
+        except (ValueError, TypeError, IndexError, AttributeError) as error:
+            raise AssetError(f"row {key} does not fit template or answer: {error}") from None
+        if text in texts:
+            duplicates += 1
+        elif text:
+            texts[text[:characters]] = key
+            characters -= len(text)
+        if characters <= 0:
+            break
+    if duplicates:
+        log.info("%d duplicates were dropped, %d texts are left", duplicates, len(texts))
+    return [(key, text) for text, key in texts.items()]
+
+
+def _paragraphs(template: str, columns: Row) -> str:
+    parts = (part.format(**columns) for part in template.split("\n\n"))
+    filled = (part.replace("\r\n", "\n").replace("\r", "\n").strip() for part in parts)
+    return "\n\n".join(part for part in filled if part)
+
+
+def right_answer(
+    row: Row, column: str, choices: str | Sequence[str] = (), words: Sequence[str] = (), labels: Sequence[str] = (),
+    blank: str = "",
+) -> str:
+    """Text of the right choice of a multiple-choice row.
+
+    Args:
+        column: holds the label of the right choice.
+        choices: the column of all choices (a list, or `{text: [...], label: [...]}`), or one column per choice.
+        words: the choices themselves, where no column has them (`[no, yes]`).
+        labels: labels of the choices in order; default 0, 1, 2, ...
+        blank: column of a sentence with a gap `_`: the answer is this sentence with the gap filled.
+
+    Raises:
+        KeyError, ValueError: a column that the row does not have, a label that is none.
+    """
+    found = words or (row[choices] if isinstance(choices, str) else [row[name] for name in choices])
+    if isinstance(found, Mapping):
+        found, labels = found["text"], found["label"]
+    label = str(row[column])
+    known = [str(name) for name in labels or range(len(found))]
+    if label not in known:
+        raise ValueError(f"column '{column}' holds '{label}', which is none of the labels {', '.join(known)}")
+    right = str(found[known.index(label)])
+    return row[blank].replace("_", right) if blank else right
 
 
 READERS: dict[str, Callable[..., list[Text]]] = {

@@ -1,8 +1,8 @@
 """Calibration sources: catalogue entry -> documents, split into a calibration and a held-out side.
 
-A source is text of one capability dimension. Its documents come out of pinned wheels or of installed
-packages, whole and in a stable order. The split is made here, on documents, before any window is cut, so
-that nothing later can put held-out text into a calibration set.
+A source is text of one capability dimension. Its documents come out of pinned wheels, installed packages, the
+hub (or a mirror of it) or files of the user's, in a stable order. The split is made here, on documents, before
+any window is cut, so that nothing later can put held-out text into a calibration set.
 """
 
 from __future__ import annotations
@@ -12,15 +12,22 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import os
 import platform
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib import resources
+from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
+from string import Formatter
 from typing import Any, Literal
 
-from igsp.assets import cache_dir, catalog, wheels, whole_or_nothing
+import yaml
+
+from igsp.assets import cache_dir, wheels, whole_or_nothing
 from igsp.errors import AssetError, UnknownName, UsageError
-from igsp.readers import READERS, Files, installed_files, wheel_files
+from igsp.readers import READERS, Files, Row, installed_files, lay_out, right_answer, rows, wheel_files
 
 log = logging.getLogger(__name__)
 
@@ -40,14 +47,23 @@ class Document:
 
 @dataclass(frozen=True)
 class Source:
-    """One catalogue entry (`catalog/sources.yaml`).
+    """One catalogue entry (`catalog/sources.yaml`, `catalog/real.yaml` or the user's file `$IGSP_SOURCES`).
 
     Attributes:
         id: the name to ask for it by.
-        dimension: the capability it stands for, one of `DIMENSIONS`. A label, not a measurement.
-        origin: `wheel` (read inside a pinned wheel) or `installed` (read from installed packages).
+        dimension: the capability it stands for, one of `DIMENSIONS` (in the user's file: any). A label, not a
+            measurement.
+        origin: `wheel` (read inside a pinned wheel), `installed` (read from installed packages), `hub` or `file`.
         packages: name of the wheel, or names of the installed packages (`stdlib`: the standard library).
+        reader: how files of packages are read, with `options`.
+        hub: id of the data set, with `config` (several are joined), `split` and `revision` (a commit).
+        file: path of the data below `$IGSP_DATA/<hub>`, without `.jsonl.gz`; `{config}` stands for each config.
+        data_files: files of the hub's repository to read instead of `config` and `split`.
+        files: for `file`, JSON lines, Parquet or text, relative to the user's file.
+        template: layout of a row, with `answer`: see `readers.lay_out`.
+        characters: of text at most.
         licence: licence of the text.
+        paper: named in the paper.
         generated: written by a program, not by people.
         sha256: of the assembled text, see `text_sha256`.
         versions: for `installed`, the versions that `sha256` belongs to.
@@ -59,9 +75,20 @@ class Source:
     about: str
     licence: str
     origin: str
-    packages: tuple[str, ...]
-    reader: str
+    packages: tuple[str, ...] = ()
+    reader: str = ""
     options: dict[str, Any] = field(default_factory=dict, hash=False)
+    hub: str = ""
+    config: tuple[str, ...] = ()
+    split: str = "train"
+    revision: str = ""
+    file: str = ""
+    data_files: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    template: str = "{text}"
+    answer: dict[str, Any] = field(default_factory=dict, hash=False)
+    characters: int = 4_000_000
+    paper: bool = False
     generated: bool = False
     slow: bool = False
     sha256: str = ""
@@ -74,36 +101,105 @@ class Source:
             return {name: wheels()[name].version for name in self.packages}
         return {n: platform.python_version() if n == "stdlib" else importlib.metadata.version(n) for n in self.packages}
 
+    def mirror_files(self) -> list[Path]:
+        """Where a mirror has the data: one file per config below `$IGSP_DATA` (named so if that is unset)."""
+        name = self.file or ("{config}/" if self.config else "") + self.split
+        root = Path(os.environ.get("IGSP_DATA") or "$IGSP_DATA") / self.hub
+        return [root / f"{name.format(config=config)}.jsonl.gz" for config in self.config or ("",)]
+
+    def at_hand(self) -> str:
+        """Where the text is: `wheel cached`, `installed`, `mirror`, `hub cache`, `file`, or `no`."""
+        if self.origin == "installed":
+            return "installed" if all(name == "stdlib" or find_spec(name) for name in self.packages) else "no"
+        if self.origin == "wheel":
+            places = {"wheel cached": [wheels()[name].path for name in self.packages]}
+        elif self.origin == "hub":
+            places = {"mirror": self.mirror_files(), "hub cache": [_cache_file(self)]}
+        else:
+            places = {"file": [Path(name) for name in self.files]}
+        return next((name for name, paths in places.items() if all(path.exists() for path in paths)), "no")
+
 
 def _open_wheel(packages: Sequence[str]) -> Files:
     return wheel_files(packages[0])
 
 
-ORIGINS: dict[str, Callable[[Sequence[str]], Files]] = {"wheel": _open_wheel, "installed": installed_files}
+OPENERS: dict[str, Callable[[Sequence[str]], Files]] = {"wheel": _open_wheel, "installed": installed_files}
+ORIGINS = {"wheel": ("packages", "reader"), "installed": ("packages", "reader"), "hub": ("hub",), "file": ("files",)}
+"""Where text can come from, and the fields that such an entry needs."""
+TYPES = {"str": str, "bool": bool, "int": int, "tuple[str, ...]": list, "dict[str, Any]": dict, "dict[str, str]": dict}
+
+
+def catalogue() -> dict[str, Source]:
+    """All sources by id: those of the package in their order, then those of the file `$IGSP_SOURCES`.
+
+    Raises:
+        UsageError: an entry with an unknown or missing field, or a wrong value (names file, line and field).
+    """
+    return _catalogue(os.environ.get("IGSP_SOURCES") or None)
 
 
 @functools.cache
-def catalogue() -> dict[str, Source]:
-    """All sources by id, in the order of the catalogue.
+def _catalogue(own: str | None) -> dict[str, Source]:
+    folder = Path(str(resources.files("igsp"))) / "catalog"
+    found: dict[str, Source] = {}
+    for path in (folder / "sources.yaml", folder / "real.yaml", *([Path(own)] if own else [])):
+        for entry in _entries(path, () if str(path) == own else DIMENSIONS):
+            if entry.id in found:
+                raise UsageError(f"{path.name}: there is a source '{entry.id}' already, choose another id")
+            found[entry.id] = entry
+    return found
 
-    Raises:
-        UsageError: an entry with an unknown field, dimension, origin or reader (names entry and field).
-    """
-    return {name: _entry(name, entry) for name, entry in catalog("sources").items()}
+
+def _entries(path: Path, dimensions: Sequence[str]) -> Iterator[Source]:
+    """Checked entries of a YAML file; paths in `files` become absolute. `dimensions` is empty where any is allowed."""
+    try:
+        loader = yaml.SafeLoader(path.read_text(encoding="utf8"))
+        tree = loader.get_single_node()
+        content = loader.construct_document(tree) if tree else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"catalogue of sources '{path}' cannot be read: {error}") from None
+    if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
+        raise UsageError(f"catalogue of sources '{path}' must map each id to the fields of its source")
+    if len(tree.value) > len(content):
+        raise UsageError(f"catalogue of sources '{path}' gives an id twice: {[key.value for key, _ in tree.value]}")
+    for (name, entry), (key, value) in zip(content.items(), tree.value, strict=True):
+        lines = {"": key.start_mark.line, **{k.value: k.start_mark.line for k, _ in value.value}}
+        places = {field: f"{path.name}, line {line + 1}" for field, line in lines.items()}
+        found = _entry(str(name), entry, places, dimensions)
+        yield replace(found, files=tuple(str(path.parent.absolute() / file) for file in found.files))
 
 
-def _entry(name: str, entry: dict[str, Any]) -> Source:
-    known = {f.name for f in fields(Source)} - {"id"}
-    where = f"field of source '{name}' (sources.yaml)"
-    for key in entry:
+def _entry(name: str, entry: dict[str, Any], places: dict[str, str], dimensions: Sequence[str]) -> Source:
+    """A source from its fields, checked; `places` says where each stands, and under '' where the entry begins."""
+    def where(key: str) -> str:
+        return f"source '{name}' ({places[key]})"
+
+    known = {f.name: str(f.type) for f in fields(Source) if f.name != "id"}
+    for key, value in entry.items():
         if key not in known:
-            raise UnknownName(where, key, known)
-    for key, allowed in (("dimension", DIMENSIONS), ("origin", ORIGINS), ("reader", READERS)):
-        if key not in entry:
-            raise UsageError(f"source '{name}' (sources.yaml) lacks the field '{key}'")
-        if entry[key] not in allowed:
-            raise UnknownName(f"{key} of source '{name}' (sources.yaml):", entry[key], allowed)
-    return Source(id=name, **{**entry, "packages": tuple(entry["packages"])})
+            raise UnknownName(f"field of {where(key)}:", key, known)
+        wanted = TYPES.get(known[key], object)
+        inside = value if wanted is list and isinstance(value, list) else []
+        if not isinstance(value, wanted) or not all(isinstance(part, str) for part in inside):
+            raise UsageError(f"{where(key)}: field '{key}' must be a {wanted.__name__}, got {value!r}")
+    for key in ("dimension", "about", "licence", "origin", *ORIGINS.get(entry.get("origin", ""), ())):
+        if not entry.get(key):
+            raise UsageError(f"{where(key if key in entry else '')} lacks the field '{key}'")
+    for key, allowed in (("dimension", dimensions), ("origin", ORIGINS), ("reader", READERS)):
+        if entry.get(key) and allowed and entry[key] not in allowed:
+            raise UnknownName(f"{key} of {where(key)}:", entry[key], allowed)
+    if entry.get("characters", 1) < 1:
+        raise UsageError(f"{where('characters')}: field 'characters' must be at least 1")
+    try:
+        key = "template"
+        list(Formatter().parse(entry.get(key, "")))
+        key = "answer"
+        signature(right_answer).bind({}, **entry.get(key) or {"column": ""})
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{where(key)}: field '{key}': {error}") from None
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+    return Source(id=name, **values)
 
 
 def source(source_id: str) -> Source:
@@ -132,7 +228,7 @@ def documents(source_id: str, split: Split = "calibration") -> list[Document]:
     if split not in ("calibration", "heldout", "all"):
         raise UnknownName("split", split, ("calibration", "heldout", "all"))
     entry = source(source_id)
-    return [d for d in _all_documents(source_id) if split == "all" or _is_heldout(entry, d) == (split == "heldout")]
+    return [d for d in _all(source_id) if split == "all" or _is_heldout(entry, d) == (split == "heldout")]
 
 
 def _is_heldout(entry: Source, document: Document) -> bool:
@@ -142,24 +238,80 @@ def _is_heldout(entry: Source, document: Document) -> bool:
     return int.from_bytes(digest[:8], "big") % HELDOUT_SHARE == 0
 
 
+def _all(source_id: str) -> tuple[Document, ...]:
+    return _all_documents(source(source_id), os.environ.get("IGSP_DATA"))
+
+
 @functools.cache
-def _all_documents(source_id: str) -> tuple[Document, ...]:
-    entry = source(source_id)
-    found = _cached(entry) if entry.slow else _read(entry)
+def _all_documents(entry: Source, mirror: str | None) -> tuple[Document, ...]:
+    fetched = entry.origin == "hub" and entry.at_hand() != "mirror"
+    found = _cached(entry) if entry.slow or fetched else _read(entry)
     _check(entry, _sha256(found))
     return found
 
 
 def _read(entry: Source) -> tuple[Document, ...]:
-    texts = READERS[entry.reader](ORIGINS[entry.origin](entry.packages), **entry.options)
-    return tuple(Document(name, text) for name, text in texts if text)
+    if entry.reader:
+        texts = READERS[entry.reader](OPENERS[entry.origin](entry.packages), **entry.options)
+    else:
+        try:
+            texts = lay_out(_numbered(_tables(entry)), entry.template, entry.characters, entry.answer)
+        except AssetError as error:
+            raise AssetError(f"source '{entry.id}': {error}") from None
+    found = tuple(Document(name, text) for name, text in texts if text)
+    if not found:
+        raise AssetError(f"source '{entry.id}' holds no text: its split or files are empty")
+    return found
+
+
+def _numbered(tables: Sequence[tuple[str, Iterable[Row]]]) -> Iterator[tuple[str, Row]]:
+    """Rows with their ids: the row number, after the table's name where there are several."""
+    for name, table in tables:
+        for number, row in enumerate(table):
+            yield (f"{name}/{number}" if len(tables) > 1 else str(number)), row
+
+
+def _tables(entry: Source) -> list[tuple[str, Iterable[Row]]]:
+    if entry.origin == "file":
+        return [(Path(name).name, rows(Path(name))) for name in entry.files]
+    names = entry.config or ("",)
+    if entry.at_hand() == "mirror":
+        return [(name, rows(path)) for name, path in zip(names, entry.mirror_files(), strict=True)]
+    return [(name, _hub_rows(entry, name)) for name in names]
+
+
+def _hub_rows(entry: Source, config: str) -> Iterator[Row]:
+    """Rows of a data set of the hub, as a stream: what is not read is not downloaded."""
+    import datasets  # takes a second
+
+    try:
+        if entry.data_files:
+            root = f"hf://datasets/{entry.hub}{'@' * bool(entry.revision)}{entry.revision}"
+            files = [f"{root}/{name}" for name in entry.data_files]
+            yield from datasets.load_dataset("json", data_files=files, split="train", streaming=True)
+        else:
+            yield from datasets.load_dataset(
+                entry.hub, config or None, split=entry.split, revision=entry.revision or None, streaming=True
+            )
+    except Exception as error:  # the libraries below raise errors of many unrelated kinds
+        way = "accept its terms on the hub and set HF_TOKEN" if "gated" in str(error) else "connect to the hub"
+        missing = [str(path) for path in entry.mirror_files() if not path.exists()]
+        raise AssetError(
+            f"{entry.hub} {config} (revision {entry.revision or 'newest'}) cannot be had: {error}\n"
+            f"Way out: {way}, or put gzip'd JSON lines at {', '.join(missing)}"
+        ) from None
+
+
+def _cache_file(entry: Source) -> Path:
+    """A file named by all that the text depends on."""
+    python = platform.python_version()  # docstrings are found by the interpreter's own parser
+    key = json.dumps([asdict(entry), entry.installed_versions(), python], sort_keys=True)
+    return cache_dir() / "sources" / f"{entry.id}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl"
 
 
 def _cached(entry: Source) -> tuple[Document, ...]:
-    """Documents through a file in the cache, named by all that the text depends on; a damaged file is made again."""
-    python = platform.python_version()  # docstrings are found by the interpreter's own parser
-    key = json.dumps([entry.reader, entry.options, entry.installed_versions(), python], sort_keys=True)
-    path = cache_dir() / "sources" / f"{entry.id}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl"
+    """Documents through a file in the cache; a damaged file is made again."""
+    path = _cache_file(entry)
     found = _load_jsonl(path)
     if found is None:
         found = _read(entry)
@@ -181,7 +333,7 @@ def _load_jsonl(path: Path) -> tuple[Document, ...] | None:
 
 def text_sha256(source_id: str) -> str:
     """SHA-256 of a source's assembled text: id, newline, text, NUL of every document in order, as UTF-8."""
-    return _sha256(_all_documents(source_id))
+    return _sha256(_all(source_id))
 
 
 def _sha256(found: Sequence[Document]) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
+import logging
+import os
 import sys
 
 import pytest
@@ -13,18 +16,26 @@ from igsp.errors import AssetError, UnknownName, UsageError
 from igsp.sources import DIMENSIONS, HELDOUT_SHARE, Document, catalogue, documents, text_sha256
 
 PINNED = sorted(name for name, entry in catalogue().items() if entry.origin == "wheel")
-QUICK = sorted(name for name, entry in catalogue().items() if not entry.slow)
+QUICK = sorted(name for name, entry in catalogue().items() if not entry.slow and entry.origin != "hub")
+REAL = sorted(name for name, entry in catalogue().items() if entry.origin == "hub")
+SMALL = ["c4", "wikipedia", "alpaca", "stackexchange", "hellaswag", "piqa", "winogrande", "commonsense_qa",
+         "codealpaca", "mbpp", "github", "nl2bash", "gsm8k", "math", "arxiv"]
 
 # Counted in the wheels by a script of its own, not by the readers.
 COUNTS = {"wiki_leads": 10033, "factbook": 256, "openwebtext": 1000, "recipes": 3129, "parables": 1628, "codeio": 2750}
 
 
-def test_fifteen_sources_with_at_least_three_per_dimension():
-    dimensions = [entry.dimension for entry in catalogue().values()]
+@pytest.mark.parametrize("names", [[n for n in catalogue() if n not in REAL], SMALL], ids=["packages", "small"])
+def test_fifteen_sources_with_at_least_three_per_dimension(names):
+    dimensions = [catalogue()[name].dimension for name in names]
     assert len(dimensions) == 15
     assert all(dimensions.count(dimension) >= 3 for dimension in DIMENSIONS)
+
+
+def test_entries_say_what_they_are_and_the_papers_own_are_there():
     assert all(entry.about and entry.licence for entry in catalogue().values())
-    assert [name for name, entry in catalogue().items() if entry.generated] == ["gsm_symbolic"]
+    assert len(REAL) >= 20
+    assert [name for name, entry in catalogue().items() if entry.paper] == ["c4", "metamath"]
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -102,14 +113,30 @@ def test_unknown_source_names_the_nearest():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"licens": "MIT"}, "licens"), ({"dimension": "Math"}, "math"), ({"reader": "json_row"}, "json_rows"),
-     ({"origin": "whel"}, "wheel")],
+    [
+        ({"licens": "MIT"}, "line 7.*licens"), ({"dimension": ""}, "line 2.*dimension"),
+        ({"origin": "hubb"}, "line 5.*hub"), ({"files": "a.txt"}, "line 6.*files.*list"), ({"files": [1]}, "files"),
+        ({"template": "{a"}, "line 7.*template"), ({"answer": {"colum": "a"}}, "line 7.*answer.*colum"),
+        ({"origin": "wheel"}, "packages"), ({"characters": 0}, "line 7.*char"), ({"origin": "hub"}, "line 1.*'hub'"),
+    ],
 )
-def test_a_wrong_catalogue_entry_names_itself(change, message):
-    entry = {"dimension": "math", "about": "", "licence": "", "origin": "wheel", "packages": ["evals"]}
+def test_a_wrong_entry_names_file_line_and_field(own, change, message):
+    entry = {"dimension": "law", "about": "a", "licence": "b", "origin": "file", "files": ["a.txt"]}
+    path = own({"mine": entry | change})
     with pytest.raises(UsageError, match=message) as error:
-        sources._entry("mine", {**entry, "reader": "aiml", **change})
-    assert "mine" in str(error.value)
+        catalogue()
+    assert "mine" in str(error.value) and path.name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["- a", "a: b", "a: [", "", "a: {}\na: {}", "\udcff",
+     "recipes: {dimension: math, about: a, licence: b, origin: file, files: [a]}"],
+)
+def test_a_file_that_is_no_catalogue_is_refused(own, text):
+    own({}).write_text(text, errors="surrogateescape")
+    with pytest.raises(UsageError, match=r"own\.yaml"):
+        catalogue()
 
 
 def test_changed_text_is_an_error_where_pinned_and_a_warning_where_it_follows_a_version(caplog):
@@ -156,3 +183,194 @@ def test_pieces_lose_no_text(tmp_path):
 def test_a_missing_package_is_named():
     with pytest.raises(AssetError, match="no-such-package"):
         readers.installed_files(["no-such-package"])
+
+
+# --- files of the user's, the mirror and the hub ---------------------------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Writes entries as the user's catalogue, one field a line, and returns its path."""
+    path = tmp_path / "own.yaml"
+    monkeypatch.setenv("IGSP_SOURCES", str(path))
+    monkeypatch.setenv("IGSP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("IGSP_DATA", raising=False)
+
+    def write(entries):
+        text = [[f"{name}:", *(f"  {key}: {json.dumps(value)}" for key, value in entry.items())]
+                for name, entry in entries.items()]
+        path.write_text("\n".join(line for entry in text for line in entry))
+        sources._catalogue.cache_clear()
+        return path
+
+    yield write
+    sources._catalogue.cache_clear()
+
+
+ENTRY = {"dimension": "law", "about": "a", "licence": "b"}
+ROWS = [{"text": f"row {i}"} for i in range(9)]
+
+
+def lines(rows):
+    return "\n".join(map(json.dumps, rows)).encode()
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Stands in for `datasets.load_dataset`: gives `rows`, or raises them; `calls` holds the arguments."""
+    import datasets
+
+    class Hub:
+        rows: object = ROWS
+        calls: list = []  # noqa: RUF012
+
+        def load_dataset(self, *arguments, **options):
+            self.calls = [*self.calls, (arguments, options)]
+            if isinstance(self.rows, Exception):
+                raise self.rows
+            return self.rows
+
+    found = Hub()
+    monkeypatch.setattr(datasets, "load_dataset", found.load_dataset)
+    return found
+
+
+def test_own_files_of_every_kind_become_documents(own, tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    own({"mine": ENTRY | {"origin": "file", "files": ["a.jsonl", "b.jsonl.gz", "c.parquet", "d.txt"]}})
+    assert catalogue()["mine"].at_hand() == "no" and catalogue()["mine"].dimension == "law"
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + lines(ROWS[:2]) + b"\n\n")
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines(ROWS[2:4])))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS[4:]), tmp_path / "c.parquet")
+    (tmp_path / "d.txt").write_bytes(b"a paragraph\r\n\r\nanother")
+    assert catalogue()["mine"].at_hand() == "file"
+    texts = {d.id: d.text for d in documents("mine", "all")}
+    assert list(texts.values()) == [row["text"] for row in ROWS] + ["a paragraph\n\nanother"]
+    assert list(texts)[1:3] == ["a.jsonl/1", "b.jsonl.gz/0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", lines(ROWS) + b"\n{", "line 10"), ("a.jsonl", b"[1]", "line 1 is no JSON object"),
+        ("a.jsonl", lines([{"txt": "a"}]), "'text'.*columns are txt"), ("a.parquet", b"no", "Parquet"),
+        ("a.jsonl.gz", gzip.compress(lines(ROWS))[:-20], "cannot be read"), ("a.txt", b"", "no text"),
+        ("a.csv", b"", "kind"),
+    ],
+)
+def test_a_damaged_file_names_source_and_place(own, tmp_path, name, content, message):
+    own({"mine": ENTRY | {"origin": "file", "files": [name]}})
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(AssetError, match=message) as error:
+        documents("mine")
+    assert "'mine'" in str(error.value)
+
+
+def test_bytes_in_another_encoding_are_replaced_and_counted(own, tmp_path, caplog):
+    own({"mine": ENTRY | {"origin": "file", "files": ["a.jsonl"]}})
+    (tmp_path / "a.jsonl").write_bytes('{"text": "gut"}\n{"text": "schön"}\n'.encode("latin-1"))
+    assert [d.text for d in documents("mine", "all")] == ["gut", "sch\ufffdn"]
+    assert "1 lines" in caplog.text
+
+
+def test_a_source_is_read_only_up_to_its_limit(own, tmp_path):
+    own({"mine": ENTRY | {"origin": "file", "files": ["a.jsonl"], "characters": 12}})
+    (tmp_path / "a.jsonl").write_bytes(lines([*ROWS[:2], {"text": "x" * 10_000_000}]) + b"\nnever read")
+    assert [d.text for d in documents("mine", "all")] == ["row 0", "row 1", "xx"]
+
+
+def test_duplicate_rows_are_dropped_and_counted(caplog):
+    with caplog.at_level(logging.INFO):
+        texts = readers.lay_out((str(i), {"text": text}) for i, text in enumerate(["a", "a ", "", "b"]))
+    assert texts == [("0", "a"), ("3", "b")]
+    assert "1 duplicates" in caplog.text
+
+
+def test_empty_columns_leave_no_gap_and_lists_become_lines():
+    rows = [("0", {"a": "A", "b": "", "c": ["x", "y"]}), ("1", {"a": "A", "b": None, "c": []})]
+    assert readers.lay_out(rows, "{a}\n\n{b}\n\n{c}") == [("0", "A\n\n- x\n- y"), ("1", "A")]
+
+
+@pytest.mark.parametrize(
+    ("row", "answer", "right"),
+    [
+        ({"ends": ["a", "b"], "label": "1"}, {"column": "label", "choices": "ends"}, "b"),
+        ({"s1": "a", "s2": "b", "label": 0}, {"column": "label", "choices": ["s1", "s2"]}, "a"),
+        ({"c": {"text": ["a", "b"], "label": ["A", "B"]}, "key": "B"}, {"column": "key", "choices": "c"}, "b"),
+        ({"truth": True}, {"column": "truth", "words": ["no", "yes"], "labels": ["False", "True"]}, "yes"),
+        ({"s": "The _ ran.", "o1": "cat", "o2": "dog", "a": "2"},
+         {"column": "a", "choices": ["o1", "o2"], "labels": ["1", "2"], "blank": "s"}, "The dog ran."),
+    ],
+)
+def test_the_right_answer_is_written_out(row, answer, right):
+    assert readers.right_answer(row, **answer) == right
+    with pytest.raises(AssetError, match=r"row 0.*'9', which is none"):
+        readers.lay_out([("0", {**row, answer["column"]: "9"})], "{right}", answer=answer)
+
+
+def test_the_hub_is_streamed_at_the_pinned_revision_and_kept_in_the_cache(own, hub):
+    own({"mine": ENTRY | {"origin": "hub", "hub": "o/n", "config": ["x"], "revision": "abc", "characters": 10}})
+    hub.rows = (row for row in [*ROWS[:2], None])  # a third row would fail
+    assert [d.text for d in documents("mine", "all")] == ["row 0", "row 1"]
+    assert hub.calls == [(("o/n", "x"), {"split": "train", "revision": "abc", "streaming": True})]
+    assert catalogue()["mine"].at_hand() == "hub cache"
+    sources._all_documents.cache_clear()
+    assert len(documents("mine", "all")) == 2 and len(hub.calls) == 1
+
+
+def test_files_of_the_hub_are_read_where_the_repository_is_no_data_set(own, hub):
+    own({"mine": ENTRY | {"origin": "hub", "hub": "o/n", "data_files": ["a.jsonl"], "revision": "abc"}})
+    documents("mine")
+    (arguments, options), = hub.calls
+    assert arguments == ("json",) and options["streaming"]
+    assert options["data_files"] == ["hf://datasets/o/n@abc/a.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [(ConnectionError("Couldn't reach the hub"), r"connect.*\$IGSP_DATA/o/n/x/train.jsonl.gz"),
+     (FileNotFoundError("'o/n' is a gated dataset"), "gated.*\n.*HF_TOKEN"),
+     (FileNotFoundError("Revision 'abc' doesn't exist"), "revision abc"), ([], "no text"),
+     ([{"txt": "a", "url": "b"}], "no column 'text' in row 0; its columns are txt, url")],
+)
+def test_what_the_hub_cannot_give_is_named_with_a_way_out(own, hub, rows, message):
+    own({"mine": ENTRY | {"origin": "hub", "hub": "o/n", "config": ["x"], "revision": "abc"}})
+    hub.rows = rows
+    with pytest.raises(AssetError, match=message) as error:
+        documents("mine")
+    assert "'mine'" in str(error.value)
+
+
+def test_a_mirror_comes_before_the_hub_and_several_configs_are_joined(own, hub, tmp_path, monkeypatch):
+    own({"mine": ENTRY | {"origin": "hub", "hub": "o/n", "config": ["x", "y"], "file": "{config}/part"}})
+    monkeypatch.setenv("IGSP_DATA", str(tmp_path))
+    assert len(documents("mine", "all")) == len(ROWS) and len(hub.calls) == 2  # no mirror yet: the hub, twice the same
+    for name, part in (("x", ROWS[:4]), ("y", ROWS[4:])):
+        path = tmp_path / "o" / "n" / name / "part.jsonl.gz"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(gzip.compress(lines(part)))
+    sources._all_documents.cache_clear()
+    assert [d.id for d in documents("mine", "all")][3:5] == ["x/3", "y/0"]
+    assert len(hub.calls) == 2 and catalogue()["mine"].at_hand() == "mirror"
+
+
+mirror = pytest.mark.skipif(not os.environ.get("IGSP_DATA"), reason="needs a mirror of the data (IGSP_DATA)")
+
+
+@mirror
+@pytest.mark.parametrize("name", REAL)
+def test_mirrored_sources_hold_clean_text_split_in_two(name):
+    if catalogue()[name].at_hand() != "mirror":
+        pytest.skip("the mirror does not hold it")
+    everything, held = documents(name, "all"), documents(name, "heldout")
+    assert len({d.text for d in everything}) == len(everything) and 0 < len(held) < len(everything) / 2
+    # 20,000 tokens of at least 3.5 characters a token in the calibration side: more than one set of 32 x 512
+    assert sum(len(d.text) for d in documents(name)) > 70_000
+    assert not any("\r" in d.text or d.text == "None" for d in everything)
+
+
+@mirror
+def test_the_small_profile_is_in_the_mirror():
+    assert {catalogue()[name].at_hand() for name in SMALL} == {"mirror"}
