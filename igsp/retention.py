@@ -16,7 +16,7 @@ import numpy as np
 from igsp.errors import UsageError
 from igsp.evaluation import Scores, TaskScore
 
-MEASURES = {"likelihood": "bits_per_byte", "accuracy": "acc"}
+MEASURES = {"likelihood": ("bits_per_byte",), "accuracy": ("acc", "acc_norm", "exact_match", "pass@1")}
 RESAMPLES = 1000
 
 
@@ -88,9 +88,13 @@ def difference(
     dense: Scores,
     measure: str = "likelihood",
     *,
+    weights: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> dict[str, Estimate]:
-    """Retention of `a` minus retention of `b` in points, per dimension and `total`, paired over draws and items."""
+    """Retention of `a` minus retention of `b` in points, per dimension and `total`, paired over draws and items.
+
+    `total` is the mean over the dimensions, weighted by `weights` where they are given (0 for a dimension left out).
+    """
     left = [a] if isinstance(a, Scores) else list(a)
     right = [b] if isinstance(b, Scores) else list(b)
     if len(left) != len(right):
@@ -100,8 +104,9 @@ def difference(
         x, y = _resampled(one, dense, measure, seed), _resampled(other, dense, measure, seed)
         gaps.append({name: x[name] - y[name] for name in x})
     values = _over_draws(gaps, seed)
+    share = None if weights is None else [weights.get(name, 0.0) for name in values]
     return {name: _estimate(v) for name, v in values.items()} | {
-        "total": _estimate(np.mean(list(values.values()), axis=0))
+        "total": _estimate(np.average(list(values.values()), axis=0, weights=share))
     }
 
 
@@ -136,9 +141,9 @@ def _pairs(scores: Scores, dense: Scores, measure: str) -> list[tuple[TaskScore,
     if measure not in MEASURES:
         raise UsageError(f"unknown measure '{measure}': {' or '.join(MEASURES)}")
     by_name = {t.task: t for t in dense.tasks}
-    pairs = [(t, by_name[t.task]) for t in scores.tasks if t.metric == MEASURES[measure] and t.task in by_name]
+    pairs = [(t, by_name[t.task]) for t in scores.tasks if t.metric in MEASURES[measure] and t.task in by_name]
     if not pairs:
-        raise UsageError(f"the two scores share no task measured in {MEASURES[measure]}")
+        raise UsageError(f"the two scores share no task measured in {' or '.join(MEASURES[measure])}")
     for pruned, full in pairs:
         if len(pruned.items) != len(full.items):
             raise UsageError(

@@ -111,7 +111,7 @@ by_name = {}
 for result in singles + mixes:
     by_name.setdefault(result.strategy, []).append(result.scores)
 gaps = {
-    f"{a} minus {b}": difference(by_name[a], by_name[b], dense)
+    f"{a} minus {b}": difference(by_name[a], by_name[b], dense, study.settings.measure)
     for a in ("uniform", "all-sources")
     for b in dict.fromkeys((best, web))
 }

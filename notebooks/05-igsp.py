@@ -203,7 +203,9 @@ scores = {
     name: [r.scores for r in results if r.strategy == name] for name in (*rules, "uniform")
 }
 gaps = {
-    f"IGSP ({reading}) minus {other}": difference(scores[name], scores[other], dense)
+    f"IGSP ({reading}) minus {other}": difference(
+        scores[name], scores[other], dense, study.settings.measure
+    )
     for name, reading in (("igsp", "equal means"), ("igsp-thirds", "thirds"))
     for other in ("pool-random", "uniform")
 }

@@ -140,7 +140,7 @@ by_name = {}
 for result in results:
     by_name.setdefault(result.strategy, []).append(result.scores)
 gaps = {
-    f"{a} minus {b}": difference(by_name[a], by_name[b], dense)
+    f"{a} minus {b}": difference(by_name[a], by_name[b], dense, study.settings.measure)
     for a in ("igsp", "igsp-thirds")
     for b in ("self-cal", "sgs")
 }

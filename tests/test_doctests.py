@@ -1,0 +1,32 @@
+"""The examples in docstrings give what they show."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import igsp
+
+MODULES = [m.name for m in pkgutil.walk_packages(igsp.__path__, "igsp.") if not m.name.startswith("igsp.sphinxext")]
+SHOWN = {  # public functions whose docstring must hold an example
+    "igsp.calibration": ["largest_remainder"], "igsp.correlation": ["spearman", "holm"],
+    "igsp.ngrams": ["aggregation"], "igsp.advise": ["scaled", "whole", "beats"], "igsp.plan": ["spoken"],
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings(name):
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        pytest.skip(f"an optional package is missing: {error}")
+    assert doctest.testmod(module).failed == 0
+
+
+@pytest.mark.parametrize(("module", "names"), SHOWN.items())
+def test_public_functions_show_an_example(module, names):
+    for name in names:
+        assert ">>> " in getattr(importlib.import_module(module), name).__doc__, name
