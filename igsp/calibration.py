@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from igsp.assets import whole_or_nothing
 from igsp.errors import NotEnoughText, TokenizerMismatch, UsageError
-from igsp.models import LanguageModel, tokenizer_fingerprint
+from igsp.models import LanguageModel, leading_tokens, tokenizer_fingerprint
 from igsp.sources import documents
 
 SEPARATOR = "\n\n"  # between documents inside a window
@@ -127,15 +127,19 @@ def sample(
     crop of at most `seqlen` tokens is appended to one stream, which is cut into windows. Only when all
     documents were visited are further, non-overlapping pieces of the long ones used. Text is therefore
     never repeated, long documents do not crowd out short ones, and the first windows of a larger set are
-    those of a smaller one. Documents whose ids are in `without` are passed over (see `igsp.contamination`).
+    those of a smaller one. A tokenizer that begins every text with a special token (BOS) begins every window with it:
+    models trained so, Gemma above all, are out of their distribution without. Documents whose ids are in `without` are
+    passed over (see `igsp.contamination`).
 
     Raises:
         UnknownName: no such source.
         NotEnoughText: the source yields fewer windows (the error says how many).
         UsageError: n or seqlen below 1.
     """
-    if n < 1 or seqlen < 1:
-        raise UsageError(f"n and seqlen must be at least 1, got n={n}, seqlen={seqlen}")
+    if n < 1 or seqlen < 1 + len(leading_tokens(tokenizer)):
+        raise UsageError(f"n and seqlen must be at least 1 (seqlen without BOS), got n={n}, seqlen={seqlen}")
+    start = leading_tokens(tokenizer)
+    body = seqlen - len(start)
     rows: list[list[int]] = []
     origins: list[Window] = []
     buffer: list[int] = []
@@ -143,10 +147,10 @@ def sample(
     for document, piece in _pieces(source, tokenizer, seqlen, draw, without):
         buffer += piece
         labels += [document] * len(piece)
-        while len(buffer) >= seqlen and len(rows) < n:
-            rows.append(buffer[:seqlen])
-            origins.append(Window(source, tuple(dict.fromkeys(labels[:seqlen])), draw))
-            buffer, labels = buffer[seqlen:], labels[seqlen:]
+        while len(buffer) >= body and len(rows) < n:
+            rows.append(start + buffer[:body])
+            origins.append(Window(source, tuple(dict.fromkeys(labels[:body])), draw))
+            buffer, labels = buffer[body:], labels[body:]
         if len(rows) == n:
             break
     else:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from igsp.assets import cache_dir, whole_or_nothing
-from igsp.evaluation import load_suite, suite_sha256, task_folders
+from igsp.evaluation import suite_items, suite_sha256
 from igsp.sources import Document, documents, text_sha256
 
 SHORTEST = 26  # letters and digits of an evaluation text that counts
@@ -50,20 +49,8 @@ def _contains(text: str, index: Mapping[str, set[str]]) -> bool:
 
 @functools.cache
 def evaluation_texts(suite: str | Path) -> frozenset[str]:
-    """Text columns (question, passage, ...) and targets of all items that a suite scores, and their paragraphs."""
-    from igsp import harness  # imports lm-eval, which takes seconds
-
-    loaded = load_suite(suite)
-    texts: set[str] = set()
-    for entry in loaded.tasks:
-        tasks = harness.load_tasks(entry.task, task_folders(loaded), run_code=True)
-        for name, limit in harness.shares(tasks, entry.limit).items():
-            for row in itertools.islice(tasks[name].eval_docs, limit):
-                texts |= {value for value in (*row.values(), tasks[name].doc_to_target(row)) if isinstance(value, str)}
-    return frozenset(texts.union(*(text.split("\n\n") for text in texts)))  # tasks may join texts by blank lines
-
-
-_suite_sha256 = functools.cache(suite_sha256)  # takes seconds: it reads every item
+    """Every text of the items that a suite scores (`evaluation.suite_items`)."""
+    return frozenset(text for texts in suite_items(suite).values() for text in texts)
 
 
 @functools.cache
@@ -71,9 +58,9 @@ def contaminated(source: str, suite: str | Path) -> frozenset[str]:
     """Ids of the calibration documents of a source that contain an item of a suite; kept in the cache.
 
     Raises:
-        UnknownName, UsageError, AssetError: as `sources.documents` and `evaluation.load_suite`.
+        UnknownName, UsageError, AssetError: as `sources.documents` and `evaluation.suite_items`.
     """
-    made_from = [Path(__file__).read_text(encoding="utf8"), text_sha256(source), _suite_sha256(suite)]
+    made_from = [Path(__file__).read_text(encoding="utf8"), text_sha256(source), suite_sha256(suite)]
     key = hashlib.sha256("\n".join(made_from).encode()).hexdigest()[:16]
     path = cache_dir() / "contamination" / f"{source}-{key}.json"
     with suppress(OSError, ValueError):

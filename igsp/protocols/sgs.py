@@ -22,7 +22,7 @@ ROUNDS = 8
 
 def sgs(
     lm: LanguageModel, n: int = 128, seqlen: int = 2048, seed: int = 0, source: str | None = None,
-    progress: bool = True, resume: str | Path | None = None, **changes: Any,
+    progress: bool = True, resume: str | Path | None = None, engine: str = "igsp", **changes: Any,
 ) -> CalibrationSet:
     """Self-generating then sampling (Ji et al. 2025), after its released code (`catalog/protocols.yaml`).
 
@@ -32,7 +32,8 @@ def sgs(
 
     Args:
         source: where the beginnings come from; None: the catalogue's choice.
-        resume: JSONL file of the texts, written as they end (`generation.generate`).
+        resume: JSONL file of the texts, written as they end (`generation.write_texts`).
+        engine: what writes them (`generation.write_texts`).
         changes: other values for the hyper-parameters of `CHANGEABLE`.
 
     Raises:
@@ -41,12 +42,13 @@ def sgs(
     """
     settings = changed("sgs", changes, CHANGEABLE)
     check_size(n, seqlen)
-    settings["source"], settings["new_tokens"] = source or settings["source"], seqlen
+    settings |= {"source": source or settings["source"], "new_tokens": seqlen, "engine": engine}
     requests = _requests(lm, settings, seed)
     count = min(settings["texts"] or 3 * n, len(requests))
     texts: list[Generated] = []
     for _ in range(ROUNDS):
-        texts += write_texts(lm, requests[len(texts) : count], seqlen, "stop", progress=progress, resume=resume)
+        more = requests[len(texts) : count]
+        texts += write_texts(lm, more, seqlen, "stop", progress=progress, resume=resume, engine=engine)
         kept = _likely(lm, texts, settings["drop_share"], progress)
         ids, labels = _join(lm, kept, settings["separator"])
         if len(ids) >= n * seqlen or settings["texts"] or count >= len(requests):
