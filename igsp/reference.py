@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from igsp.masks import overlap
 from igsp.retention import Estimate, Retention, difference, retention
 from igsp.sources import DIMENSIONS
 from igsp.store import Record, Store, repository_root
-from igsp.study import Cell, Result, Settings, frame, settings
+from igsp.study import Cell, Result, Settings, against_trivial, frame, settings
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,14 @@ class Reference:
         dense: scores of the dense model.
         results: every recorded cell of the profile's size (windows, tokens), by strategy and draw.
         information: OIT metrics, one row per (strategy, draw).
+        trivial: trivial solvers beside the dense model (`Study.trivial`), None if not recorded.
     """
 
     settings: Settings
     dense: Scores
     results: tuple[Result, ...]
     information: pd.DataFrame
+    trivial: pd.DataFrame | None = None
 
     @property
     def methods(self) -> list[str]:
@@ -154,11 +157,14 @@ def reference(profile: str, store: str | Path | None = None) -> Reference:
     results.sort(key=lambda r: (order.get(r.strategy, len(order)), r.strategy, r.draw))
     names = pd.MultiIndex.from_tuples(information, names=["strategy", "draw"])
     table = pd.DataFrame(list(information.values()), index=names)
-    return Reference(chosen, Scores.from_dict(dense.metrics["scores"]), tuple(results), table)
+    scores = Scores.from_dict(dense.metrics["scores"])
+    solvers = next((r for r in by_stage.get("trivial", ()) if _numbers(r) == common), None)
+    trivial = against_trivial(solvers.metrics["rows"], scores) if solvers else None
+    return Reference(chosen, scores, tuple(results), table, trivial)
 
 
-def _label(record: Record, name: str) -> str | int:
-    return record.metrics["labels"][name]  # type: ignore[no-any-return]
+def _label(record: Record, name: str) -> Any:
+    return record.metrics["labels"][name]
 
 
 def _size(record: Record) -> tuple[int, int]:

@@ -1,4 +1,7 @@
-"""Result records: one JSON file per cell, named by the hash of its specification, written whole or not at all."""
+"""Result records: one JSON file per cell, named by the hash of its specification, written whole or not at all.
+
+A store lies in a local folder or at any address that fsspec knows (`s3://bucket/study`, `memory://study`).
+"""
 
 from __future__ import annotations
 
@@ -8,22 +11,41 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import fsspec
 
 from igsp.assets import whole_or_nothing
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
 
 # Versions that can change a number; part of every record's specification.
 NUMERIC_PACKAGES = ("torch", "transformers", "lm-eval", "numpy", "scipy", "tokenizers")
 # Modules that only show or steer; a change in them leaves every number as it is.
-_PRESENTATION = ("sphinxext/", "figures.py", "cli.py", "notebooks.py", "catalog/claims.yaml", "catalog/palette.yaml")
+_PRESENTATION = (
+    "sphinxext/", "advise.py", "card.py", "cli.py", "cluster.py", "completion.py", "course.py", "exchange.py",
+    "executors.py", "figures.py", "notebooks.py", "plan.py",
+    "catalog/claims.yaml", "catalog/palette.yaml",
+)
+
+_RECORD_CODE = ("pruning/", "evaluation.py", "harness.py", "information.py", "likelihood.py", "ngrams.py")
+_SET_CODE = ("calibration.py", "sources.py", "readers.py", "catalog/sources")
+_WRITTEN_CODE = (
+    "protocols/", "generation.py", "sampling.py", "decoding.py", "vllm_engine.py", "catalog/protocols", "catalog/stems",
+)
 
 
 def canonical(spec: Mapping[str, Any]) -> str:
@@ -36,14 +58,37 @@ def key_of(spec: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical(spec).encode()).hexdigest()
 
 
-@functools.cache
 def package_sha256() -> str:
-    """SHA-256 over the package's own sources that can change a number (presentation code left out)."""
+    """SHA-256 over the package's own sources that can change a published value (presentation code left out)."""
+    return _sources_sha256(("",), _PRESENTATION)
+
+
+def record_code() -> str:
+    """SHA-256 over the sources that turn a specification into a record's numbers.
+
+    Few, because the rest of what a cell depends on (calibration windows, tasks and their items, model, versions)
+    is in its specification by content.
+    """
+    return _sources_sha256(_RECORD_CODE, ())
+
+
+def written_code() -> str:
+    """SHA-256 over the sources that decide which text a model writes for calibration."""
+    return _sources_sha256(_WRITTEN_CODE, ())
+
+
+def set_code() -> str:
+    """SHA-256 over the sources that decide which windows a calibration set holds."""
+    return _sources_sha256((*_SET_CODE, *_WRITTEN_CODE), ())
+
+
+@functools.cache
+def _sources_sha256(included: tuple[str, ...], excluded: tuple[str, ...]) -> str:
     root = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted([*root.rglob("*.py"), *root.rglob("*.yaml")]):
         name = path.relative_to(root).as_posix()
-        if not name.startswith(_PRESENTATION):
+        if name.startswith(included) and not name.startswith(excluded):
             digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
@@ -78,6 +123,8 @@ def provenance() -> dict[str, Any]:
         "commit": git("rev-parse", "--short=12", "HEAD") or None,
         "dirty": bool(git("status", "--porcelain")),
         "package": package_sha256(),
+        "code": record_code(),
+        "sets": set_code(),
         "versions": versions(),
         "python": platform.python_version(),
         "processor": device,
@@ -110,14 +157,29 @@ class Record:
     @property
     def stale(self) -> bool:
         """Made by other code than the one that is installed now."""
-        return bool(self.provenance.get("package") != package_sha256())
+        if self.spec.get("stage") in ("calibration", "pool"):
+            return bool(self.provenance.get("sets") != set_code())
+        return bool(self.provenance.get("code") != record_code())
+
+    @property
+    def seconds(self) -> float:
+        """What it took to compute, by a clock that never jumps."""
+        known = self.metrics.get("seconds", {})
+        return float(self.provenance.get("seconds", sum(known.values())))
 
 
 class Store:
-    """A folder of records, `<root>/cells/<key>.json`, and of published values, `<root>/values/<notebook>.json`."""
+    """Records, `<root>/cells/<key>.json`, published values, `<root>/values/<notebook>.json`, and why cells failed.
+
+    Args:
+        root: a local folder, or an address that fsspec knows. Processes divide cells by locks in local folders only:
+            elsewhere two of them may compute one cell twice, and the last one's record stays.
+    """
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+        self.fs, name = fsspec.core.url_to_fs(str(root))
+        self.local = "file" in self.fs.protocol
+        self.root = Path(name) if "://" in str(root) else Path(root)
 
     def path(self, key: str) -> Path:
         return self.root / "cells" / f"{key}.json"
@@ -128,7 +190,7 @@ class Store:
 
     def _read(self, path: Path) -> Record | None:
         try:
-            data = json.loads(path.read_text())
+            data = json.loads(self.fs.cat_file(str(path)))
             record = Record(data["spec"], data["metrics"], data["provenance"])
             if record.key == path.stem:
                 return record
@@ -136,23 +198,79 @@ class Store:
             return None
         except (ValueError, KeyError, TypeError):
             pass
-        path.rename(path.with_suffix(".damaged"))
+        log.warning("%s is damaged or not the record of its name: set aside as *.damaged", path)
+        with suppress(FileNotFoundError):  # another process was quicker
+            self.fs.mv(str(path), str(path.with_suffix(".damaged")))
         return None
 
     def put(self, record: Record) -> Path:
-        """Writes a record under its key."""
+        """Writes a record under its key; an earlier failure is forgotten."""
         path = self.path(record.key)
         body = {"key": record.key, "spec": record.spec, "metrics": record.metrics, "provenance": record.provenance}
-        with whole_or_nothing(path) as temporary:
-            temporary.write_text(json.dumps(body, indent=1, sort_keys=True, allow_nan=False) + "\n")
+        self._write(path, body)
+        with suppress(FileNotFoundError):
+            self.fs.rm_file(str(self._failure(record.key)))
         return path
+
+    def _write(self, path: Path, body: Any) -> None:
+        text = json.dumps(body, indent=1, sort_keys=True, allow_nan=False) + "\n"
+        if self.local:
+            with whole_or_nothing(path) as temporary:
+                temporary.write_text(text)
+            return
+        draft = str(path.with_name(f".{path.name}.{uuid.uuid4().hex}"))
+        self.fs.makedirs(str(path.parent), exist_ok=True)
+        self.fs.pipe_file(draft, text.encode())
+        self.fs.mv(draft, str(path))
+
+    def _files(self, folder: str) -> list[Path]:
+        self.fs.invalidate_cache()
+        try:
+            names = self.fs.ls(str(self.root / folder), detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(path for path in map(Path, names) if path.suffix == ".json" and path.name[0] != ".")
 
     def records(self) -> Iterator[Record]:
         """Every readable record, by key."""
-        for path in sorted((self.root / "cells").glob("*.json")):
+        for path in self._files("cells"):
             record = self._read(path)
             if record is not None:
                 yield record
+
+    def frame(self) -> pd.DataFrame:
+        """One row per record: what it was made from, seconds, and the score of every task."""
+        import pandas as pd
+
+        rows = []
+        for record in self.records():
+            plain = {k: v for k, v in record.spec.items() if not isinstance(v, (dict, list))}
+            labels = {k: v for k, v in record.metrics.get("labels", {}).items() if not isinstance(v, (dict, list))}
+            scores = {task["task"]: task["value"] for task in record.metrics.get("scores", {}).get("tasks", ())}
+            made = {"key": record.key, "stale": record.stale, "seconds": record.seconds}
+            rows.append({**made, **plain, **labels, **scores})
+        return pd.DataFrame(rows)
+
+    def _failure(self, key: str) -> Path:
+        return self.root / "failed" / f"{key}.json"
+
+    def fail(self, key: str, task: str, reason: str) -> None:
+        """Notes why a cell could not be computed."""
+        self._write(self._failure(key), {"key": key, "task": task, "reason": reason, "when": now()})
+
+    def failures(self) -> dict[str, str]:
+        """Reasons of the failed cells by key."""
+        return {path.stem: json.loads(self.fs.cat_file(str(path)))["reason"] for path in self._files("failed")}
+
+    def running(self, key: str) -> bool:
+        """Whether some process holds the right to compute a cell; always False where there are no locks."""
+        if not (self.local and self._lock(key).exists()):
+            return False
+        with self.claim(key) as free:
+            return not free
+
+    def _lock(self, key: str) -> Path:
+        return self.root / "locks" / f"{key}.lock"
 
     @contextmanager
     def claim(self, key: str, wait: bool = False) -> Iterator[bool]:
@@ -160,7 +278,10 @@ class Store:
 
         The lock is the operating system's: it ends with the process that holds it, however that ends.
         """
-        path = self.root / "locks" / f"{key}.lock"
+        if not self.local:
+            yield True
+            return
+        path = self._lock(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
         try:
@@ -182,15 +303,13 @@ class Store:
         body = {
             key: {**empty, **entry, "notebook": notebook, "package": package_sha256()} for key, entry in values.items()
         }
-        path = self.root / "values" / f"{notebook}.json"
-        with whole_or_nothing(path) as temporary:
-            temporary.write_text(json.dumps(body, indent=1, sort_keys=True, allow_nan=False) + "\n")
+        self._write(self.root / "values" / f"{notebook}.json", body)
 
     def values(self) -> dict[str, dict[str, Any]]:
         """All published values by key."""
         merged: dict[str, dict[str, Any]] = {}
-        for path in sorted((self.root / "values").glob("*.json")):
-            merged |= json.loads(path.read_text())
+        for path in self._files("values"):
+            merged |= json.loads(self.fs.cat_file(str(path)))
         return merged
 
 
@@ -212,3 +331,66 @@ class Stopwatch:
             yield
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+
+
+# Parts of a specification that another machine or another library changes: two stores are compared across them.
+_MACHINE = ("versions", "device", "dtype", "calibration", "scope")
+_UNCOMPARED = ("seconds", "labels", "peak_memory", "batch_size", "gram_route", "mask")
+
+
+def differences(a: Store, b: Store, tolerance: float = 0.05, relative: float = 1e-6) -> list[dict[str, Any]]:
+    """What differs between two stores: one row per number, `a` and `b`; None where one store lacks it.
+
+    Records of the same strategy, draw, method, sparsity, model and suite are compared, whatever machine made them.
+
+    Args:
+        tolerance: largest absolute difference of published values that counts as none.
+        relative: the same for the numbers in records, as a share of the larger one. 0 asks for equal bits.
+    """
+    rows = []
+    left, right = ({k: v["value"] for k, v in store.values().items()} for store in (a, b))
+    for key in sorted(left.keys() | right.keys()):
+        x, y = left.get(key), right.get(key)
+        if x is None or y is None or abs(x - y) > tolerance:
+            rows.append({"key": key, "a": x, "b": y})
+    ours, theirs = ({_identity(r): r for r in sorted(s.records(), key=_finished)} for s in (a, b))
+    for name in sorted(ours.keys() | theirs.keys()):
+        numbers = [dict(_numbers(side[name].metrics)) if name in side else {} for side in (ours, theirs)]
+        label = _name(ours.get(name) or theirs[name])
+        if not all(numbers):
+            rows.append({"key": label, "a": name in ours or None, "b": name in theirs or None})
+            continue
+        for key in sorted(numbers[0].keys() | numbers[1].keys()):
+            x, y = numbers[0].get(key), numbers[1].get(key)
+            if x is None or y is None or abs(x - y) > relative * max(abs(x), abs(y)):
+                rows.append({"key": f"{label}: {key}", "a": x, "b": y})
+    return rows
+
+
+def _finished(record: Record) -> str:
+    return str(record.provenance.get("finished", ""))
+
+
+def _identity(record: Record) -> str:
+    labels = {k: v for k, v in record.metrics.get("labels", {}).items() if k in ("strategy", "draw", "seed")}
+    return canonical({**{k: v for k, v in record.spec.items() if k not in _MACHINE}, "labels": labels})
+
+
+def _name(record: Record) -> str:
+    labels = record.metrics.get("labels", {})
+    parts = (record.spec.get("stage"), labels.get("strategy"), labels.get("draw"), record.spec.get("method"))
+    return " ".join(str(part) for part in (*parts, record.spec.get("sparsity")) if part is not None)
+
+
+def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """Every number of nested metrics with its path; a task of a suite goes by its name."""
+    if isinstance(value, Mapping):
+        for key in value:
+            if key not in _UNCOMPARED:
+                yield from _numbers(value[key], f"{path}/{key}".lstrip("/"))
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            part = inner["task"] if isinstance(inner, Mapping) and "task" in inner else index
+            yield from _numbers(inner, f"{path}/{part}")
+    elif isinstance(value, (int, float)):
+        yield path, float(value)

@@ -3,6 +3,9 @@
 A *strategy* names a way to choose calibration text (a source, a mixture, a protocol). A *cell* is one
 strategy and one draw: sample, prune, score. Cells are content-addressed, so every notebook that asks for one
 shares it, and several processes that ask at the same time divide the missing ones among themselves.
+
+What cells share (calibration sets, the pool of candidates, the dense scores, the metrics of a set) are *tasks* of
+their own beside them, each with its record; `igsp.executors` runs the tasks of a study on many workers.
 """
 
 from __future__ import annotations
@@ -10,32 +13,44 @@ from __future__ import annotations
 import copy
 import functools
 import os
+import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 import yaml
 from tqdm import tqdm
 
 from igsp import protocols
 from igsp.assets import cache_dir, catalog
+from igsp.baselines import baselines
 from igsp.calibration import CalibrationSet, mix, sample
-from igsp.errors import UnknownName, UsageError
+from igsp.contamination import contaminated
+from igsp.errors import IgspError, UnknownName, UsageError
 from igsp.evaluation import Scores, evaluate, heldout_texts, suite_sha256
 from igsp.information import profile as oit_profile
 from igsp.information import reference_counts
-from igsp.models import LanguageModel, load_model
+from igsp.masks import mask_sample
+from igsp.models import (
+    LanguageModel,
+    folder_fingerprint,
+    load_model,
+    resolve_device,
+    resolve_dtype,
+    resolve_folder,
+)
 from igsp.protocols import CandidatePool, Selection
-from igsp.pruning.driver import prune
-from igsp.pruning.solvers import SOLVERS
-from igsp.retention import Retention, retention
+from igsp.pruning.driver import STEPS, prune
+from igsp.pruning.solvers import SOLVERS, parse_pattern
+from igsp.retention import MEASURES, Retention, retention
 from igsp.sources import catalogue
-from igsp.store import Record, Stopwatch, Store, key_of, now, package_sha256, provenance, repository_root, versions
+from igsp.store import Record, Stopwatch, Store, key_of, now, provenance, repository_root, versions, written_code
 
 PROTOCOLS: dict[str, Callable[..., CalibrationSet]] = {
     "self-cal": protocols.self_cal,
@@ -76,6 +91,14 @@ class Settings:
     protocols: dict[str, dict[str, Any]] = field(default_factory=dict)
     pool: dict[str, Any] = field(default_factory=dict)
     selections: dict[str, dict[str, Any]] = field(default_factory=dict)
+    grid: tuple[dict[str, Any], ...] = ({},)
+    measure: str = "likelihood"
+    run_code: bool = False
+
+
+# Groups of strategies that a part of the grid may name, and the kind of strategy that each holds.
+GROUPS = {"sources": "source", "mixes": "mix", "protocols": "protocol", "selections": "selection"}
+GRID_FIELDS = ("strategies", "methods", "sparsities", "draws")
 
 
 def profiles() -> list[str]:
@@ -85,27 +108,46 @@ def profiles() -> list[str]:
 
 
 def settings(profile: str = "quick", **overrides: Any) -> Settings:
-    """Settings of a profile; overrides that are None leave the profile's value.
+    """Settings of a profile, by name or as a YAML file of one's own; overrides that are None leave its values.
 
     Raises:
         UnknownName: no such profile, setting, method or source.
-        UsageError: a value out of range, naming file and key.
+        UsageError: no YAML mapping, or a value out of range, naming file and key.
     """
-    if profile not in profiles():
-        raise UnknownName("profile", profile, profiles())
-    name = f"catalog/profiles/{profile}.yaml"
-    values = yaml.safe_load((resources.files("igsp") / name).read_text(encoding="utf8"))
+    name, text = _profile_text(profile)
+    profile = Path(profile).stem
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{name} is no YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{name} must be a mapping of settings")
     values |= {key: value for key, value in overrides.items() if value is not None}
     known = {f.name for f in fields(Settings)} - {"profile"}
     for key in values:
         if key not in known:
             raise UnknownName(f"setting ({name})", key, known)
-    missing = known - set(values) - {"protocols", "pool", "selections"}
+    needed = {f.name for f in fields(Settings) if f.default is MISSING and f.default_factory is MISSING}
+    missing = needed - {"profile"} - set(values)
     if missing:
         raise UsageError(f"{name}: missing {', '.join(sorted(missing))}")
-    checked = Settings(profile=profile, **(values | {"sources": tuple(values["sources"])}))
+    lists = {key: tuple(values[key]) for key in ("sources", "grid") if key in values}
+    checked = Settings(profile=profile, **(values | lists))
     _check(checked, name)
     return checked
+
+
+def _profile_text(profile: str) -> tuple[str, str]:
+    """Name and content of a profile's file."""
+    if profile.endswith((".yaml", ".yml")):
+        try:
+            return profile, Path(profile).read_text(encoding="utf8")
+        except OSError as error:
+            raise UsageError(f"cannot read the profile '{profile}': {error.strerror}") from None
+    if profile not in profiles():
+        raise UnknownName("profile", profile, profiles(), "(or give a file, NAME.yaml)")
+    name = f"catalog/profiles/{profile}.yaml"
+    return name, (resources.files("igsp") / name).read_text(encoding="utf8")
 
 
 def _check(s: Settings, name: str) -> None:
@@ -122,16 +164,43 @@ def _check(s: Settings, name: str) -> None:
     for key in ("n", "seqlen", "draws"):
         need(key, whole(getattr(s, key)) and getattr(s, key) >= 1, "a whole number of at least 1")
     need("seed", whole(s.seed) and s.seed >= 0, "a whole number of at least 0")
+    need("measure", s.measure in MEASURES, " or ".join(map(repr, MEASURES)))
+    need("run_code", isinstance(s.run_code, bool), "true or false")
     need("stale", s.stale in ("recompute", "accept"), "'recompute' or 'accept'")
     for source in {*s.sources, *s.uniform, s.web}:
         if source not in catalogue():
             raise UnknownName("source", source, catalogue(), f"({name})")
-    for protocol in s.protocols:
-        if protocol not in PROTOCOLS:
+    for strategy, options in s.protocols.items():
+        if (protocol := options.get("protocol", strategy)) not in PROTOCOLS:
             raise UnknownName("protocol", protocol, PROTOCOLS, f"({name})")
     for options in s.selections.values():
         if options.get("rule") not in RULES:
             raise UnknownName("selection rule", str(options.get("rule")), RULES, f"({name})")
+    if s.order not in STEPS:
+        raise UnknownName("order", s.order, STEPS, f"({name})")
+    parse_pattern(s.pattern)
+    for number, part in enumerate(s.grid, 1):
+        _check_part(s, part, f"{name}: part {number} of the grid")
+
+
+def _check_part(s: Settings, part: Any, where: str) -> None:
+    if not isinstance(part, dict):
+        raise UsageError(f"{where} must be a mapping of {', '.join(GRID_FIELDS)}, got {part!r}")
+    known = {"strategies": {*GROUPS, *strategies(s)}, "methods": set(SOLVERS)}
+    for key, values in part.items():
+        if key not in GRID_FIELDS:
+            raise UnknownName("field", key, GRID_FIELDS, f"({where})")
+        if key == "draws":
+            if not isinstance(values, int) or isinstance(values, bool) or values < 1:
+                raise UsageError(f"{where}: draws must be a whole number of at least 1, got {values!r}")
+            continue
+        if not isinstance(values, list) or not values:
+            raise UsageError(f"{where}: {key} must be a list, got {values!r}")
+        for value in values:
+            if key == "sparsities" and not (isinstance(value, (int, float)) and 0 <= value < 1):
+                raise UsageError(f"{where}: sparsities must be in [0, 1), got {value!r}")
+            if key in known and value not in known[key]:
+                raise UnknownName(f"entry of {key}", str(value), known[key], f"({where})")
 
 
 @dataclass(frozen=True)
@@ -143,30 +212,98 @@ class Strategy:
     detail: dict[str, Any]
 
 
+def strategies(s: Settings) -> dict[str, Strategy]:
+    """Every strategy of the settings by name: the sources, `uniform`, `all-sources`, the protocols, the selections."""
+    every = [Strategy(source, "source", {"source": source}) for source in s.sources]
+    every += [Strategy("uniform", "mix", {"weights": dict(s.uniform)})]
+    every += [Strategy("all-sources", "mix", {"weights": {source: 1 for source in s.sources}})]
+    every += [Strategy(name, "protocol", {"protocol": name, **options}) for name, options in s.protocols.items()]
+    every += [Strategy(name, "selection", dict(options)) for name, options in s.selections.items()]
+    return {strategy.name: strategy for strategy in every}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One pruned model to score: calibration strategy and draw, pruning method and sparsity."""
+
+    strategy: str
+    draw: int
+    method: str
+    sparsity: float
+
+
+def cells(s: Settings) -> list[Cell]:
+    """The grid of the settings, part by part, draw by draw, each cell once.
+
+    A part names `strategies` (or groups of them: sources, mixes, protocols, selections), `methods`, `sparsities` and
+    `draws`; what it leaves out is every strategy, and the method, sparsity and draws of the profile.
+    """
+    known = strategies(s)
+    found: dict[Cell, None] = {}
+    for part in s.grid:
+        asked = part.get("strategies", GROUPS)
+        names = [n for n, v in known.items() if n in asked or v.kind in {GROUPS[a] for a in asked if a in GROUPS}]
+        for draw in range(part.get("draws", s.draws)):
+            for sparsity in part.get("sparsities", [s.sparsity]):
+                for name in names:
+                    for method in part.get("methods", [s.method]):
+                        found[Cell(name, draw, method, sparsity)] = None
+    return list(found)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is computed once and recorded. `stage` is dense, pool, calibration, profile or cell."""
+
+    stage: str
+    strategy: str = ""
+    draw: int = 0
+    cell: Cell | None = None
+
+    @property
+    def kind(self) -> str:
+        """Tasks of one kind take about the same time: the stage, and the pruning method of a cell."""
+        return f"{self.stage} {self.cell.method}" if self.cell else self.stage
+
+    def __str__(self) -> str:
+        if self.stage == "dense":
+            return self.stage
+        end = f" {self.cell.method} {self.cell.sparsity:g}" if self.cell else ""
+        return " ".join(filter(None, (self.stage, self.strategy, str(self.draw)))) + end
+
+
 @dataclass(frozen=True)
 class Result:
     """A finished cell."""
 
-    strategy: str
-    draw: int
+    cell: Cell
     scores: Scores
     record: Record
+
+    @property
+    def strategy(self) -> str:
+        return self.cell.strategy
+
+    @property
+    def draw(self) -> int:
+        return self.cell.draw
 
 
 class Study:
     """The cells of one profile with its overrides, computed on demand.
 
     Args:
-        profile: `quick`, ...
-        store: where records are kept; default `book/results/<profile>/` of the checkout.
+        profile: `quick`, ..., or a YAML file.
+        store: where records are kept, a folder or an address; default `book/results/<profile>/` of the checkout.
         overrides: any field of `Settings`; None means the profile's value.
     """
 
     def __init__(self, profile: str = "quick", store: str | Path | None = None, **overrides: Any) -> None:
         self.settings = settings(profile, **overrides)
-        self.store = Store(store or repository_root() / "book" / "results" / profile)
+        self.store = Store(store or repository_root() / "book" / "results" / self.settings.profile)
         self._calibrations: dict[tuple[str, int], CalibrationSet] = {}
         self._pools: dict[int, CandidatePool] = {}
+        self._sets: dict[tuple[str, int], dict[str, Any]] = {}
 
     @functools.cached_property
     def lm(self) -> LanguageModel:
@@ -175,20 +312,76 @@ class Study:
 
     @functools.cached_property
     def strategies(self) -> dict[str, Strategy]:
-        """Every strategy of the profile by name: the sources, `uniform`, `all-sources`, the protocols."""
-        s = self.settings
-        every = [Strategy(source, "source", {"source": source}) for source in s.sources]
-        every += [Strategy("uniform", "mix", {"weights": dict(s.uniform)})]
-        every += [Strategy("all-sources", "mix", {"weights": {source: 1 for source in s.sources}})]
-        every += [Strategy(name, "protocol", {"protocol": name, **options}) for name, options in s.protocols.items()]
-        every += [Strategy(name, "selection", dict(options)) for name, options in s.selections.items()]
-        return {strategy.name: strategy for strategy in every}
+        """Every strategy of the profile by name."""
+        return strategies(self.settings)
+
+    def cells(self) -> list[Cell]:
+        """The grid of the profile."""
+        return cells(self.settings)
 
     def calibration(self, name: str, draw: int = 0) -> CalibrationSet:
-        """The calibration set of a strategy and draw. What a model wrote is kept in the cache."""
+        """The calibration set of a strategy and draw. What a model wrote is kept in the cache.
+
+        Raises:
+            IgspError: it is not the set that the records of this study were made with.
+        """
         if (name, draw) not in self._calibrations:
-            self._calibrations[name, draw] = self._make_calibration(self._strategy(name), draw)
+            made = self._make_calibration(self._strategy(name), draw)
+            recorded = self._sets.get((name, draw), {}).get("sha256", made.sha256)
+            if made.sha256 != recorded:
+                raise IgspError(
+                    f"the calibration set '{name}', draw {draw}, cannot be made again as it was recorded (sha256 "
+                    f"{recorded[:12]}, now {made.sha256[:12]}): text or code has changed. Way out: give another store, "
+                    "or restore what made it; mixing both would compare unlike cells"
+                )
+            self._calibrations[name, draw] = made
         return self._calibrations[name, draw]
+
+    def recorded_set(self, name: str, draw: int) -> dict[str, Any]:
+        """What is on record about a calibration set: `sha256` and `scope` (documents per window), or nothing."""
+        if (name, draw) not in self._sets:
+            record = self.store.get(self._set_spec("calibration", name, draw))
+            if record is not None and self._usable(record):
+                self._sets[name, draw] = {key: record.metrics[key] for key in ("sha256", "scope")}
+            elif self.settings.stale == "accept" and (name, draw) in self._labelled:
+                self._sets[name, draw] = self._labelled[name, draw]
+        return self._sets.get((name, draw), {})
+
+    @functools.cached_property
+    def _labelled(self) -> dict[tuple[str, int], dict[str, Any]]:
+        """Calibration sets as the labels of stored cells tell, for stores that hold no records of the sets."""
+        found, scopes = {}, {}
+        for record in self.store.records():
+            labels, spec = record.metrics.get("labels", {}), record.spec
+            if spec["stage"] == "profile":
+                scopes[spec["calibration"]] = spec["scope"]
+            strategy = self.strategies.get(labels.get("strategy"))
+            wanted = {"model": self.numbers["model"], "n": self.settings.n, "seqlen": self.settings.seqlen}
+            if strategy and strategy.kind in ("source", "mix"):
+                wanted |= strategy.detail
+            known = {**labels.get("calibration", {}), "model": spec["model"]}
+            if strategy and spec["stage"] == "cell" and labels.get("seed") == self.settings.seed:  # noqa: SIM102
+                if all(known.get(key) == value for key, value in wanted.items()):
+                    found[strategy.name, labels["draw"]] = {"sha256": spec["calibration"]}
+        return {key: {**entry, "scope": scopes.get(entry["sha256"])} for key, entry in found.items()}
+
+    def _set_spec(self, stage: str, name: str, draw: int) -> dict[str, Any]:
+        """Specification of a calibration set or pool by what it is made from; its content is known once it is made."""
+        s = self.settings
+        what: dict[str, Any] = {} if stage == "pool" else asdict(self._strategy(name))
+        what.pop("name", None)
+        if stage == "pool" or what["kind"] == "selection":
+            what["pool"] = s.pool
+        stream = s.seed + draw
+        text = {"python": platform.python_version()}  # whose library is a source
+        return {"stage": stage, **what, "n": s.n, "seqlen": s.seqlen, "seed": stream, **text, **self.numbers}
+
+    def _sha256(self, name: str, draw: int) -> str:
+        """Hash of a calibration set: as recorded, else it is made and recorded now."""
+        if "sha256" not in self.recorded_set(name, draw):
+            task = Task("calibration", name, draw)
+            self.learn(task, self._once(self.specification(task), functools.partial(self.compute, task), wait=True))
+        return str(self._sets[name, draw]["sha256"])
 
     def _strategy(self, name: str) -> Strategy:
         if name not in self.strategies:
@@ -199,9 +392,12 @@ class Study:
         s = self.settings
         stream = s.seed + draw
         if strategy.kind == "source":
-            return sample(strategy.detail["source"], self.lm.tokenizer, s.n, s.seqlen, stream)
+            source = strategy.detail["source"]
+            return sample(source, self.lm.tokenizer, s.n, s.seqlen, stream, contaminated(source, s.suite))
         if strategy.kind == "mix":
-            return mix(strategy.detail["weights"], self.lm.tokenizer, s.n, s.seqlen, stream)
+            weights = strategy.detail["weights"]
+            without = {source: contaminated(source, s.suite) for source in weights}
+            return mix(weights, self.lm.tokenizer, s.n, s.seqlen, stream, without)
         if strategy.kind == "selection":
             return self.selection(strategy.name, draw).calibration
         options = {k: v for k, v in strategy.detail.items() if k != "protocol"}
@@ -240,11 +436,11 @@ class Study:
         """Cache folder of text that the model wrote; made once, by one process, and kept whole.
 
         `write` keeps finished texts in the file it is given, so that a killed run goes on from them. The key holds
-        the package's hash: other code may write other text.
+        the hash of the writing code: other code may write other text.
         """
         s = self.settings
         key = key_of(
-            {**what, "n": s.n, "seqlen": s.seqlen, "seed": stream, "package": package_sha256(), **self._numbers()}
+            {**what, "n": s.n, "seqlen": s.seqlen, "seed": stream, "code": written_code(), **self.numbers}
         )
         folder = cache_dir() / "written" / key
         with Store(folder.parent).claim(key, wait=True):
@@ -257,60 +453,197 @@ class Study:
         return folder
 
     def _numbers(self) -> dict[str, Any]:
-        """The part of every specification that is not the cell's own: model, suite, arithmetic, versions."""
+        """The part of every specification that is not the cell's own: model, arithmetic, versions.
+
+        The model is not loaded for it, and a device given by name need not be here: the one who plans may be a
+        machine without it.
+        """
+        s = self.settings
+        device = resolve_device(s.device) if s.device in ("auto", "cpu") else torch.device(s.device)
         return {
-            "model": self.lm.fingerprint,
-            "device": self.lm.device.type,
-            "dtype": str(self.lm.dtype).removeprefix("torch."),
+            "model": folder_fingerprint(resolve_folder(s.model)),
+            "device": device.type,
+            "dtype": str(resolve_dtype(s.dtype, device)).removeprefix("torch."),
             "versions": versions(),
         }
 
-    def spec(self, name: str, draw: int = 0) -> dict[str, Any]:
+    @functools.cached_property
+    def numbers(self) -> dict[str, Any]:
+        """Model, device, dtype and versions: what all specifications of this study share."""
+        return self._numbers()
+
+    @functools.cached_property
+    def _suite(self) -> str:
+        return suite_sha256(self.settings.suite)
+
+    def cell(self, name: str, draw: int = 0) -> Cell:
+        """The cell of a strategy and draw at the profile's method and sparsity."""
+        return Cell(name, draw, self.settings.method, self.settings.sparsity)
+
+    def spec(self, cell: Cell) -> dict[str, Any]:
         """Specification of a cell; its hash names the record."""
         s = self.settings
         return {
             "stage": "cell",
-            "method": s.method,
-            "sparsity": s.sparsity,
+            "method": cell.method,
+            "sparsity": cell.sparsity,
             "pattern": s.pattern,
             "order": s.order,
-            "calibration": self.calibration(name, draw).sha256,
-            "suite": suite_sha256(s.suite),
-            **self._numbers(),
+            "calibration": self._sha256(cell.strategy, cell.draw),
+            "suite": self._suite,
+            **self.numbers,
         }
+
+    def tasks(self, cells: Sequence[Cell] | None = None) -> dict[Task, tuple[Task, ...]]:
+        """The tasks behind cells (default: the grid), each with the tasks that it has to wait for.
+
+        In a good order: long texts that a model writes first, and everything after what it waits for.
+        """
+        first: dict[Task, tuple[Task, ...]] = {Task("dense", ""): ()}
+        then: dict[Task, tuple[Task, ...]] = {}
+        for cell in self.cells() if cells is None else cells:
+            kind = self._strategy(cell.strategy).kind
+            made = Task("calibration", cell.strategy, cell.draw)
+            pool = (Task("pool", "", cell.draw),) if kind == "selection" else ()
+            (then if kind in ("source", "mix") else first).update({**dict.fromkeys(pool, ()), made: pool})
+            then[Task("profile", cell.strategy, cell.draw)] = (made,)
+            then[Task("cell", cell.strategy, cell.draw, cell)] = (made,)
+        return first | then
+
+    def select(self, only: Sequence[str] = (), methods: Sequence[str] = ()) -> list[Cell]:
+        """Cells of the grid that a filter lets through.
+
+        Args:
+            only: `key=value` conditions joined by commas; a cell has to meet all those of one of them. Keys: strategy,
+                source, kind, draw, method, sparsity.
+            methods: pruning methods; default all.
+
+        Raises:
+            UnknownName: a key that cells do not have, or a value that no cell of the grid has.
+        """
+        def facts(cell: Cell) -> dict[str, str]:
+            kind = self.strategies[cell.strategy].kind
+            source = {"source": cell.strategy} if kind == "source" else {}
+            return {key: str(value) for key, value in {**asdict(cell), "kind": kind, **source}.items()}
+
+        known = [facts(cell) for cell in self.cells()]
+        wanted = [dict(part.partition("=")[::2] for part in text.split(",")) for text in only]
+        for key, value in [*(item for one in wanted for item in one.items()), *(("method", m) for m in methods)]:
+            values = {one[key] for one in known if key in one}
+            if not values:
+                raise UnknownName("key of --only", key, {*known[0], "source"}, "(write key=value,key=value)")
+            if value not in values:
+                raise UnknownName(f"{key} in the grid of this profile", value, values)
+        return [
+            cell for cell, one in zip(self.cells(), known, strict=True)
+            if (not methods or cell.method in methods) and (not wanted or any(w.items() <= one.items() for w in wanted))
+        ]
+
+    def specification(self, task: Task) -> dict[str, Any]:
+        """Specification of a task. Of a cell or a profile: raises KeyError as long as its set is not on record."""
+        if task.stage in ("pool", "calibration"):
+            return self._set_spec(task.stage, task.strategy, task.draw)
+        if task.stage == "dense":
+            return {"stage": "dense", "suite": self._suite, **self.numbers}
+        known = self.recorded_set(task.strategy, task.draw)
+        sha256, scope = known["sha256"], known["scope"]
+        if task.cell:
+            return self.spec(task.cell)
+        if scope is None:
+            raise KeyError("scope")
+        return {"stage": "profile", "calibration": sha256, "suite": self._suite, "scope": scope, **self.numbers}
+
+    def done(self, task: Task) -> bool:
+        """Whether a task is on record, so that nothing has to be computed for it."""
+        if task.stage == "calibration":
+            return self.recorded_set(task.strategy, task.draw).get("scope") is not None
+        try:
+            return self._usable(self.store.get(self.specification(task)))
+        except KeyError:
+            return False
+
+    def learn(self, task: Task, record: Record | None) -> None:
+        """Takes note of a calibration set that was made."""
+        if task.stage == "calibration" and record is not None:
+            self._sets[task.strategy, task.draw] = {key: record.metrics[key] for key in ("sha256", "scope")}
+
+    def compute(self, task: Task) -> dict[str, Any]:
+        """Metrics of a task."""
+        if task.cell:
+            return self._compute(task.cell)
+        if task.stage == "dense":
+            return self._score_dense()
+        if task.stage == "profile":
+            return self._profile(task.strategy, task.draw, self.calibration(task.strategy, task.draw))
+        labels = {"strategy": task.strategy, "draw": task.draw, "seed": self.settings.seed}
+        if task.stage == "pool":
+            return {"windows": self.pool(task.draw).n, "labels": labels}
+        made = self.calibration(task.strategy, task.draw)
+        scope = [len(window.documents) for window in made.windows]
+        return {"sha256": made.sha256, "scope": scope, "labels": {**labels, "calibration": made.spec}}
+
+    def perform(self, task: Task, spec: dict[str, Any], sets: Collection[Any] = ()) -> tuple[Record, Any]:
+        """Computes a task on a worker: its record (not stored), and the set or pool that others need of it.
+
+        Args:
+            sets: calibration sets and pools that other workers made, as `(name or "", draw, set or pool)`.
+        """
+        for name, draw, made in sets:
+            if name:
+                self._calibrations[name, draw] = made
+            else:
+                self._pools[draw] = made
+        if "calibration" in spec:
+            self._sets.setdefault((task.strategy, task.draw), {"scope": None})["sha256"] = spec["calibration"]
+        record = _record(spec, functools.partial(self.compute, task))
+        product = self._pools[task.draw] if task.stage == "pool" else None
+        return record, self.calibration(task.strategy, task.draw) if task.stage == "calibration" else product
 
     def dense(self) -> Scores:
         """Scores of the dense model on the suite."""
-        spec = {"stage": "dense", "suite": suite_sha256(self.settings.suite), **self._numbers()}
+        spec = self.specification(Task("dense"))
         return Scores.from_dict(self._once(spec, self._score_dense, wait=True).metrics["scores"])  # type: ignore[union-attr]
 
     def _score_dense(self) -> dict[str, Any]:
         watch = Stopwatch()
         with watch("evaluate"):
-            scores = evaluate(self.lm, self.settings.suite, progress=False)
+            scores = evaluate(self.lm, self.settings.suite, progress=False, run_code=self.settings.run_code)
         return {"scores": scores.to_dict(), "seconds": watch.seconds, "labels": {"strategy": "dense"}}
 
+    def trivial(self) -> pd.DataFrame:
+        """Scores of solvers that know nothing on the suite's choices, beside the dense model's (`baselines`).
+
+        `z` is the dense model's lead over the best of them in its standard errors.
+        """
+        s = self.settings
+        spec = {"stage": "trivial", "suite": self._suite, "sources": list(s.sources), **self.numbers}
+        record = self._once(spec, lambda: {"rows": baselines(s.suite, s.sources)}, wait=True)
+        return against_trivial(record.metrics["rows"], self.dense())  # type: ignore[union-attr]
+
     def run(self, names: Iterable[str], draws: Sequence[int] | None = None, progress: bool = True) -> list[Result]:
-        """Results of strategies, in the order asked for; missing cells are computed and recorded.
+        """Results of strategies at the profile's method and sparsity, in the order asked for."""
+        return self.complete([self.cell(n, d) for n in names for d in draws or range(self.settings.draws)], progress)
+
+    def complete(self, wanted: Sequence[Cell], progress: bool = True) -> list[Result]:
+        """Results of cells, in the order asked for; missing ones are computed and recorded.
 
         A cell that another process is computing is left to it and read when it is there.
         """
-        wanted = [(name, draw) for name in names for draw in draws or range(self.settings.draws)]
-        done: dict[tuple[str, int], Record] = {}
+        done: dict[Cell, Record] = {}
         with tqdm(total=len(wanted), desc="cells", disable=not progress or _silent()) as bar:
-            while len(done) < len(wanted):
+            while len(done) < len(set(wanted)):
                 before = len(done)
                 for cell in wanted:
                     if cell in done:
                         continue
-                    bar.set_postfix_str(cell[0])
-                    record = self._once(self.spec(*cell), functools.partial(self._compute, *cell))
+                    bar.set_postfix_str(f"{cell.strategy} {cell.draw}")
+                    record = self._once(self.spec(cell), functools.partial(self._compute, cell))
                     if record is not None:
                         done[cell] = record
                         bar.update()
                 if len(done) == before:
                     time.sleep(1.0)
-        return [Result(*cell, Scores.from_dict(done[cell].metrics["scores"]), done[cell]) for cell in wanted]
+        return [Result(cell, Scores.from_dict(done[cell].metrics["scores"]), done[cell]) for cell in wanted]
 
     def _once(self, spec: dict[str, Any], compute: Callable[[], dict[str, Any]], wait: bool = False) -> Record | None:
         """The record of `spec`, computed if it is missing; None if another process holds it and `wait` is off."""
@@ -322,36 +655,29 @@ class Study:
                 return None
             record = self.store.get(spec)
             if not self._usable(record):
-                started = now()
-                record = Record(spec, compute(), {**provenance(), "started": started, "finished": now()})
+                record = _record(spec, compute)
                 self.store.put(record)
         return record
 
     def _usable(self, record: Record | None) -> bool:
         return record is not None and (self.settings.stale == "accept" or not record.stale)
 
-    def _compute(self, name: str, draw: int) -> dict[str, Any]:
+    def _compute(self, cell: Cell) -> dict[str, Any]:
         s, watch = self.settings, Stopwatch()
-        calibration = self.calibration(name, draw)
-        amount: dict[str, Any] = {"pattern": s.pattern} if s.pattern else {"sparsity": s.sparsity}
+        calibration = self.calibration(cell.strategy, cell.draw)
+        amount: dict[str, Any] = {"pattern": s.pattern} if s.pattern else {"sparsity": cell.sparsity}
         pruned = copy.copy(self.lm)
         pruned.model = copy.deepcopy(self.lm.model)
         with watch("prune"):
-            report = prune(
-                pruned,
-                calibration,
-                method=s.method,
-                order=s.order,
-                progress=False,
-                **amount,
-            )
+            report = prune(pruned, calibration, method=cell.method, order=s.order, progress=False, **amount)
         with watch("evaluate"):
-            scores = evaluate(pruned, s.suite, progress=False)
+            scores = evaluate(pruned, s.suite, progress=False, run_code=s.run_code)
         return {
             "scores": scores.to_dict(),
             "prune": report.totals(),
+            "mask": mask_sample(report),
             "seconds": watch.seconds,
-            "labels": {"strategy": name, "draw": draw, "seed": s.seed, "calibration": calibration.spec},
+            "labels": {**asdict(cell), "seed": s.seed, "calibration": calibration.spec},
         }
 
     def information(self, names: Iterable[str], draw: int = 0, progress: bool = True) -> pd.DataFrame:
@@ -362,9 +688,9 @@ class Study:
             spec = {
                 "stage": "profile",
                 "calibration": calibration.sha256,
-                "suite": suite_sha256(self.settings.suite),
+                "suite": self._suite,
                 "scope": [len(w.documents) for w in calibration.windows],
-                **self._numbers(),
+                **self.numbers,
             }
             compute = functools.partial(self._profile, name, draw, calibration)
             record = self._once(spec, compute, wait=True)
@@ -373,19 +699,19 @@ class Study:
 
     def _profile(self, name: str, draw: int, calibration: CalibrationSet) -> dict[str, Any]:
         values = oit_profile(calibration, self.lm, self._reference)
-        return {"information": values, "labels": {"strategy": name, "draw": draw}}
+        return {"information": values, "labels": {"strategy": name, "draw": draw, "calibration": calibration.spec}}
 
     @functools.cached_property
     def _reference(self) -> Mapping[str, Any]:
         return reference_counts(heldout_texts(self.settings.suite), self.lm)
 
-    def retentions(self, results: Sequence[Result], measure: str = "likelihood") -> dict[str, Retention]:
-        """Retention per strategy, over its draws."""
+    def retentions(self, results: Sequence[Result], measure: str | None = None) -> dict[str, Retention]:
+        """Retention per strategy, over its draws; by the profile's measure unless another is asked for."""
         dense = self.dense()
         grouped: dict[str, list[Scores]] = {}
         for result in results:
             grouped.setdefault(result.strategy, []).append(result.scores)
-        return {name: retention(scores, dense, measure) for name, scores in grouped.items()}
+        return {name: retention(scores, dense, measure or self.settings.measure) for name, scores in grouped.items()}
 
     def describe(self) -> pd.DataFrame:
         """The settings as a two-column table."""
@@ -394,9 +720,24 @@ class Study:
         return pd.DataFrame({"setting": list(shown), "value": [str(v) for v in shown.values()]})
 
 
+def _record(spec: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> Record:
+    started, clock = now(), time.perf_counter()
+    metrics = compute()
+    seconds = round(time.perf_counter() - clock, 3)
+    return Record(spec, metrics, {**provenance(), "started": started, "finished": now(), "seconds": seconds})
+
+
 def _silent() -> bool:
     """`TQDM_DISABLE=1` silences bars: the runner sets it, so that executed notebooks hold results alone."""
     return os.environ.get("TQDM_DISABLE", "") not in ("", "0")
+
+
+def against_trivial(rows: Sequence[Mapping[str, Any]], dense: Scores) -> pd.DataFrame:
+    """Rows of `baselines` with the dense model's score and its lead over the best solver in standard errors."""
+    table = pd.DataFrame(rows)
+    table["dense"] = [dense[task].value for task in table.task]
+    table["z"] = [(dense[t].value - best) / dense[t].stderr for t, best in zip(table.task, table.best, strict=True)]
+    return table[["task", "n", "chance", "longest", "overlap", "trigram", "dense", "z"]]
 
 
 def frame(retentions: Mapping[str, Retention]) -> pd.DataFrame:

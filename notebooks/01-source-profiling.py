@@ -45,7 +45,6 @@ seed: Optional[int] = None  # first random stream
 import pandas as pd
 
 from igsp import figures
-from igsp.baselines import baselines
 from igsp.contamination import contamination
 from igsp.sources import catalogue, documents
 from igsp.study import Study, frame
@@ -121,15 +120,8 @@ figures.show_table(scores, "Scores of the dense model", digits=3)
 # the best of them by three standard errors were left out of the suite.
 
 # %%
-trivial = pd.DataFrame(baselines(study.settings.suite, study.settings.sources))
-trivial["dense"] = [dense[task].value for task in trivial.task]
-trivial["z"] = [
-    (dense[t].value - best) / dense[t].stderr
-    for t, best in zip(trivial.task, trivial.best, strict=True)
-]
-columns = ["task", "n", "chance", "longest", "overlap", "trigram", "dense", "z"]
 figures.show_table(
-    trivial[columns],
+    study.trivial(),
     "The dense model against trivial solvers; z is its lead over the best of them in standard errors",
 )
 

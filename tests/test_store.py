@@ -6,14 +6,16 @@ import os
 import signal
 import time
 
+import fsspec
 import pytest
 
 from igsp.assets import whole_or_nothing
-from igsp.store import Record, Store, canonical, key_of, package_sha256
+from igsp.cli import main
+from igsp.store import Record, Store, canonical, differences, key_of, package_sha256, record_code, set_code
 
 
 def record(value=1.0, **spec):
-    return Record({"stage": "cell", **spec}, {"value": value}, {"package": package_sha256()})
+    return Record({"stage": "cell", **spec}, {"value": value}, {"code": record_code()})
 
 
 def test_a_record_comes_back_by_its_specification(tmp_path):
@@ -89,3 +91,105 @@ def test_values_are_published_with_their_maker(tmp_path):
         store.publish("x", {"bad": {"value": float("nan")}})
     assert json.loads((tmp_path / "values" / "04-uniform-mix.json").read_text())
     assert [p.name for p in (tmp_path / "values").iterdir()] == ["04-uniform-mix.json"]
+
+
+@pytest.fixture(params=["folder", "memory"])
+def address(request, tmp_path):
+    """A store in a local folder, and one at an address of fsspec."""
+    if request.param == "folder":
+        return str(tmp_path)
+    fs = fsspec.filesystem("memory")
+    fs.store.clear()
+    return "memory://bucket/study"
+
+
+def test_any_file_system_keeps_records_values_and_failures(address):
+    store = Store(address)
+    assert list(store.records()) == [] and store.values() == {} and store.failures() == {}
+    store.put(record(2.5, draw=1))
+    store.put(record(2.5, draw=1))  # again over itself
+    store.publish("notebook", {"key": {"value": 1.0}})
+    other = Store(address)
+    assert [r.metrics for r in other.records()] == [{"value": 2.5}] and other.values()["key"]["value"] == 1.0
+    with other.claim("x") as mine:
+        assert mine
+
+
+def test_a_failure_is_kept_until_the_record_is_there(address):
+    store = Store(address)
+    store.fail(record().key, "cell recipes 0", "out of memory")
+    assert store.failures() == {record().key: "out of memory"}
+    store.put(record())
+    assert store.failures() == {}
+
+
+def test_a_damaged_record_is_named_and_set_aside_anywhere(address, caplog):
+    store = Store(address)
+    path = store.put(record())
+    store.fs.pipe_file(str(path), b"\xff{")
+    assert store.get({"stage": "cell"}) is None and path.name in caplog.text
+    assert store.fs.exists(str(path.with_suffix(".damaged"))) and list(store.records()) == []
+
+
+def test_a_write_that_breaks_off_leaves_no_record(monkeypatch):
+    store = Store("memory://bucket/broken")
+
+    def full(path, value, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store.fs, "pipe_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        store.put(record())
+    assert store._files("cells") == []
+
+
+def test_a_calibration_set_is_stale_by_the_code_that_makes_sets():
+    def stale(stage, **made):
+        return Record({"stage": stage}, {}, made).stale
+
+    assert stale("cell", code="older", sets=set_code()) and not stale("cell", code=record_code(), sets="older")
+    assert stale("calibration", code=record_code(), sets="older") and not stale("pool", code="older", sets=set_code())
+
+
+def test_the_frame_has_a_row_per_record_and_a_column_per_task(tmp_path):
+    store = Store(tmp_path)
+    tasks = [{"task": "text_code", "value": 1.5, "items": [[1.0, 2.0]]}]
+    metrics = {"scores": {"tasks": tasks}, "seconds": {"prune": 1.0, "evaluate": 2.0}, "labels": {"strategy": "c4"}}
+    store.put(Record({"stage": "cell", "method": "wanda", "versions": {}}, metrics, {"code": record_code()}))
+    store.put(record(1.0))
+    frame = store.frame().set_index("method")
+    row = frame.loc["wanda"]
+    assert len(frame) == 2 and (row.strategy, row.text_code, row.seconds, row.stale) == ("c4", 1.5, 3.0, False)
+
+
+def cell(value, strategy="c4", versions="1", **metrics):
+    scores = {"tasks": [{"task": "text_code", "value": value, "items": [[value, 1.0]]}]}
+    labels = {"strategy": strategy, "draw": 0, "seed": 0}
+    made = {"versions": {"torch": versions}, "calibration": versions}
+    spec = {"stage": "cell", "method": "wanda", "sparsity": 0.6, **made}
+    return Record(spec, {"scores": scores, "labels": labels, **metrics}, {"code": "x"})
+
+
+def test_stores_are_compared_number_by_number_across_versions(tmp_path):
+    a, b = Store(tmp_path / "a"), Store(tmp_path / "b")
+    a.put(cell(2.0, seconds={"prune": 1.0}))
+    b.put(cell(2.0 + 1e-9, versions="2", seconds={"prune": 9.0}))
+    a.publish("n", {"x": {"value": 50.0}, "y": {"value": 1.0}})
+    b.publish("n", {"x": {"value": 50.04}})
+    assert [row["key"] for row in differences(a, b)] == ["y"]
+    exact = {row["key"] for row in differences(a, b, tolerance=0, relative=0)}
+    name = "cell c4 0 wanda 0.6: scores/tasks/text_code"
+    assert exact == {"x", "y", f"{name}/value", f"{name}/items/0/0"}
+    a.put(cell(1.0, strategy="piqa"))
+    assert {"key": "cell piqa 0 wanda 0.6", "a": True, "b": None} in differences(a, b)
+
+
+def test_diff_command_exits_by_what_it_finds(tmp_path, capsys):
+    a, b = Store(tmp_path / "a"), Store(tmp_path / "b")
+    a.put(cell(2.0))
+    assert main(["diff", str(a.root), str(b.root)]) == 2
+    b.put(cell(2.0))
+    assert main(["diff", str(a.root), str(b.root)]) == 0
+    b.put(cell(2.5))
+    assert main(["diff", str(a.root), str(b.root), "--json"]) == 1
+    assert main(["diff", str(a.root), str(b.root), "--relative", "0.5"]) == 0

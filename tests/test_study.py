@@ -1,114 +1,68 @@
 """Studies: settings refused early, every cell computed once, whoever asks, and nothing finished lost."""
 
+import json
 import multiprocessing
 import os
 import signal
 import time
-from pathlib import Path
+from collections import Counter
 
 import pytest
+from toy import ToySet, ToyStudy, log
 
 from igsp import study as study_module
-from igsp.errors import UnknownName, UsageError
-from igsp.evaluation import Scores, TaskScore
-from igsp.store import package_sha256
-from igsp.study import Study, frame, profiles, settings
-
-
-def toy_scores(factor):
-    tasks = tuple(
-        TaskScore(
-            f"text_{d}", d, "bits_per_byte", factor, 4, 0.1, None, False, tuple((factor * b, 1.0) for b in (1, 2, 3, 4))
-        )
-        for d in ("general", "commonsense", "code", "math")
-    )
-    return Scores("toy", "toy", tasks)
-
-
-class ToySet:
-    """Stands in for a calibration set: its hash is all that a specification needs."""
-
-    def __init__(self, name, draw):
-        self.sha256 = f"{name}-{draw}"
-        self.windows = ()
-
-
-class ToyStudy(Study):
-    """A study whose cells take `seconds` and write a line to a log, one per computation."""
-
-    seconds = 0.0
-
-    def calibration(self, name, draw=0):
-        self._strategy(name)
-        return ToySet(name, draw)
-
-    def _numbers(self):
-        return {"model": "toy"}
-
-    def _score_dense(self):
-        return {"scores": toy_scores(1.0).to_dict()}
-
-    def _compute(self, name, draw):
-        time.sleep(self.seconds)
-        with open(self.store.root / "log", "a") as log:
-            log.write(f"{name} {draw}\n")
-        return {"scores": toy_scores(2.0).to_dict()}
+from igsp.errors import IgspError, UnknownName, UsageError
+from igsp.store import record_code, repository_root
+from igsp.study import Cell, Task, frame, profiles, settings
 
 
 @pytest.fixture
-def toy(tmp_path, monkeypatch):
-    monkeypatch.setattr(study_module, "suite_sha256", lambda suite: "suite")
+def toy(tmp_path):
     return lambda **options: ToyStudy("quick", store=tmp_path, **options)
-
-
-def log(root):
-    path = Path(root) / "log"
-    return sorted(path.read_text().splitlines()) if path.exists() else []
 
 
 def test_cells_are_computed_once_and_shared_by_content(toy, tmp_path):
     results = toy(draws=2).run(["recipes", "uniform"], progress=False)
     assert [(r.strategy, r.draw) for r in results] == [("recipes", 0), ("recipes", 1), ("uniform", 0), ("uniform", 1)]
     toy(draws=1).run(["uniform", "recipes"], progress=False)
-    assert log(tmp_path) == ["recipes 0", "recipes 1", "uniform 0", "uniform 1"]
-    assert len(list(toy().store.records())) == 4
+    assert log(tmp_path) == [f"{name} {draw} sparsegpt 0.6" for name in ("recipes", "uniform") for draw in (0, 1)]
+    assert sum(record.spec["stage"] == "cell" for record in toy().store.records()) == 4
 
 
 def test_other_settings_are_other_cells(toy):
-    assert toy().spec("recipes") != toy(sparsity=0.5).spec("recipes")
-    assert toy().spec("recipes") != toy(method="wanda").spec("recipes")
-    assert toy().spec("recipes") == toy(draws=3).spec("recipes")
+    def spec(**overrides):
+        study = toy(**overrides)
+        return study.spec(study.cell("recipes"))
+
+    assert spec() != spec(sparsity=0.5)
+    assert spec() != spec(method="wanda")
+    assert spec() == spec(draws=3)
 
 
 def test_retention_of_the_toy(toy):
     study = toy()
     kept = study.retentions(study.run(["recipes"], progress=False))
-    table = frame(kept)
-    assert table.loc["recipes", ["general", "total", "minimum"]].tolist() == pytest.approx([50, 50, 50])
+    value = 100 / (1 + 7 / 7 + 0.6)
+    assert frame(kept).loc["recipes", ["general", "total", "minimum"]].tolist() == pytest.approx([value] * 3)
 
 
-def test_a_record_of_other_code_is_computed_again_or_accepted_as_the_profile_says(toy, tmp_path, monkeypatch):
-    study = toy()
-    study.run(["recipes"], progress=False)
-    monkeypatch.setattr(study_module, "provenance", lambda: {"package": "older"})
+def test_a_record_of_other_code_is_computed_again_or_accepted_as_the_profile_says(toy, tmp_path):
+    toy().run(["recipes"], progress=False)
     for path in (tmp_path / "cells").glob("*.json"):
-        path.write_text(path.read_text().replace(package_sha256(), "older"))
+        path.write_text(path.read_text().replace(record_code(), "older"))
     toy(stale="accept").run(["recipes"], progress=False)
     assert len(log(tmp_path)) == 1
     toy(stale="recompute").run(["recipes"], progress=False)
     assert len(log(tmp_path)) == 2
 
 
-def _work(root, seconds, names):
-    study_module.suite_sha256 = lambda suite: "suite"
-    study = ToyStudy("quick", store=root)
-    study.seconds = seconds
-    study.run(names, progress=False)
+def _work(root, names):
+    ToyStudy("quick", store=root, seconds=0.5).run(names, progress=False)
 
 
 def test_two_processes_divide_the_cells_and_a_killed_one_loses_only_its_own(tmp_path):
     names = ["recipes", "stdlib", "alice", "parables", "uniform", "openwebtext"]
-    workers = [multiprocessing.Process(target=_work, args=(tmp_path, 0.5, names)) for _ in range(2)]
+    workers = [multiprocessing.Process(target=_work, args=(tmp_path, names)) for _ in range(2)]
     for worker in workers:
         worker.start()
     while len(log(tmp_path)) < 2:
@@ -117,7 +71,81 @@ def test_two_processes_divide_the_cells_and_a_killed_one_loses_only_its_own(tmp_
     workers[0].join()
     workers[1].join(60)
     assert workers[1].exitcode == 0
-    assert log(tmp_path) == sorted(f"{name} 0" for name in names)  # each exactly once
+    assert log(tmp_path) == sorted(f"{name} 0 sparsegpt 0.6" for name in names)  # each exactly once
+
+
+def test_tasks_wait_for_what_they_share(toy):
+    tasks = toy(draws=2).tasks()
+    assert len(tasks) == len(set(tasks)) == 1 + 2 + 3 * 2 * len(toy().strategies)  # dense, pools, three per strategy
+    order = list(tasks)
+    for task, needs in tasks.items():
+        assert all(order.index(need) < order.index(task) for need in needs)
+    pool = Task("pool", "", 1)
+    assert tasks[Task("calibration", "igsp", 1)] == (pool,) and tasks[Task("calibration", "recipes", 1)] == ()
+
+
+def test_the_page_on_cost_counts_the_tasks_of_the_paper_profile(toy):
+    counts = Counter(task.stage for task in ToyStudy("paper", store="nowhere").tasks())
+    assert counts == {"dense": 1, "cell": 168, "calibration": 66, "profile": 66, "pool": 3}
+    page = (repository_root() / "book" / "study.md").read_text()
+    for text in ("168 cells", "66 calibration sets with their metrics, 3 pools", "$169$ evaluations"):
+        assert text in page
+
+
+def test_a_filter_takes_cells_and_names_what_it_does_not_know(toy):
+    study = toy(draws=2, grid=[{"methods": ["sparsegpt", "wanda"]}])
+    assert study.select(["source=recipes"], ["wanda"]) == [Cell("recipes", d, "wanda", 0.6) for d in (0, 1)]
+    assert {(c.strategy, c.draw) for c in study.select(["strategy=uniform,draw=0", "kind=protocol,draw=1"])} == {
+        ("uniform", 0), ("self-cal", 1), ("sgs", 1)
+    }
+    assert len(study.select()) == len(study.cells())
+    for only, methods, wrong in (
+        (["source=recipies"], [], "recipes"), (["source=uniform"], [], "uniform"), (["strategie=c4"], [], "strategy"),
+        (["draw"], [], "draw"), ([], ["wander"], "wanda"),
+    ):
+        with pytest.raises(UnknownName, match=wrong):
+            study.select(only, methods)
+
+
+def test_a_set_that_cannot_be_made_again_as_recorded_stops_its_cells(toy, tmp_path, monkeypatch):
+    toy().run(["recipes"], progress=False)
+    monkeypatch.setattr(ToyStudy, "_make_calibration", lambda self, strategy, draw: ToySet(strategy.name, "other"))
+    study = toy()
+    assert study.run(["recipes"], progress=False)  # on record: nothing has to be made
+    with pytest.raises(IgspError, match="'recipes', draw 0, cannot be made again"):
+        study.complete([Cell("recipes", 0, "wanda", 0.6)], progress=False)
+
+
+def test_a_store_without_records_of_its_sets_knows_them_by_the_labels_of_its_cells(toy):
+    study = toy(stale="accept")
+    study.run(["uniform", "self-cal"], progress=False)
+    for record in list(study.store.records()):
+        path = study.store.path(record.key)
+        body = json.loads(path.read_text())
+        if record.spec["stage"] == "calibration":
+            path.unlink()
+            continue
+        labels = body["metrics"]["labels"]
+        size = {"n": study.settings.n, "seqlen": study.settings.seqlen}
+        labels["calibration"] = {**size, **study.strategies[labels["strategy"]].detail}
+        path.write_text(json.dumps(body))
+    cells = [Task("cell", name, 0, study.cell(name)) for name in ("uniform", "self-cal", "recipes")]
+    assert [toy(stale="accept").done(cell) for cell in cells] == [True, True, False]
+    assert not any(toy(stale="accept", n=8).done(cell) for cell in cells)
+    assert not any(toy(stale="accept", seed=1).done(cell) for cell in cells)
+    assert not toy(stale="accept", uniform={"recipes": 1}).done(cells[0])
+    assert not any(toy(stale="recompute").done(cell) for cell in cells)
+
+
+def test_planning_neither_loads_the_model_nor_needs_its_device(tmp_path, make_model):
+    folder = tmp_path / "model"
+    lm = make_model()
+    lm.model.save_pretrained(folder)
+    study = study_module.Study("quick", store=tmp_path, model=str(folder), device="cuda", dtype="auto")
+    assert (study.numbers["device"], study.numbers["dtype"]) == ("cuda", "bfloat16")
+    assert "lm" not in vars(study)
+    here = study_module.Study("quick", store=tmp_path, model=str(folder), device="cpu", dtype="float32")
+    assert here.numbers["model"] == study.numbers["model"] and here.numbers["dtype"] == "float32"
 
 
 def test_settings_of_every_profile_load():
@@ -137,11 +165,32 @@ def test_settings_of_every_profile_load():
         ({"method": "sparsgpt"}, UnknownName, "sparsegpt"),
         ({"sources": ["recipies"]}, UnknownName, "recipes"),
         ({"sparcity": 0.5}, UnknownName, "sparsity"),
+        ({"grid": [{"strategy": ["recipes"]}]}, UnknownName, "strategies.*part 1 of the grid"),
+        ({"grid": [{}, {"strategies": ["recipies"]}]}, UnknownName, "recipes.*part 2 of the grid"),
+        ({"grid": [{"strategies": "recipes"}]}, UsageError, "strategies must be a list"),
+        ({"grid": [{"methods": ["wander"]}]}, UnknownName, "wanda"),
+        ({"grid": [{"sparsities": [60]}]}, UsageError, r"sparsities must be in \[0, 1\)"),
+        ({"grid": [{"draws": 0}]}, UsageError, "draws must be a whole number"),
+        ({"grid": ["recipes"]}, UsageError, "part 1 of the grid must be a mapping"),
     ],
 )
 def test_bad_settings_name_the_key(overrides, error, message):
     with pytest.raises(error, match=message):
         settings("quick", **overrides)
+
+
+def test_a_profile_may_be_a_file_of_ones_own(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(study_module._profile_text("quick")[1].replace("draws: 1", "draws: 4"))
+    assert settings(str(file)).draws == 4 and settings(str(file)).profile == "mine"
+    file.write_text("model: [")
+    with pytest.raises(UsageError, match=r"mine\.yaml is no YAML"):
+        settings(str(file))
+    file.write_text("- model")
+    with pytest.raises(UsageError, match=r"mine\.yaml must be a mapping"):
+        settings(str(file))
+    with pytest.raises(UsageError, match=r"cannot read the profile"):
+        settings(str(tmp_path / "absent.yaml"))
 
 
 def test_unknown_profile_and_strategy(toy):

@@ -1,0 +1,157 @@
+"""A stand-in for a study that imports neither torch nor transformers: processes that run it start at once.
+
+It has what `igsp.executors` asks of a study. A cell takes as long as it is told to and writes a line to a log.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from igsp import executors
+from igsp.store import Record, Store
+
+NAMES = ("recipes", "stdlib", "uniform", "igsp")
+
+
+@dataclass(frozen=True)
+class LightTask:
+    """Stages as in a study: the cell of a strategy waits for its calibration set."""
+
+    stage: str
+    strategy: str = ""
+    draw: int = 0
+    cell: None = None
+
+    @property
+    def kind(self):
+        return self.stage
+
+    def __str__(self):
+        return f"{self.stage} {self.strategy}".strip()
+
+
+class LightStudy:
+    """`behave` maps a strategy to what its cell does besides: a number of seconds, `fail`, `die` or `die once`."""
+
+    def __init__(self, store, seconds=0.0, behave=None, numbers=None, names=NAMES):
+        self.store, self.seconds, self.behave, self.names = Store(store), seconds, behave or {}, names
+        self.numbers = numbers or {"model": "toy", "device": "cpu"}
+
+    def tasks(self):
+        found = {LightTask("dense"): ()}
+        for name in self.names:
+            found[LightTask("calibration", name)] = ()
+            found[LightTask("cell", name)] = (LightTask("calibration", name),)
+        return found
+
+    def specification(self, task):
+        return {"stage": task.stage, "strategy": task.strategy, "model": "toy"}
+
+    def done(self, task):
+        return self.store.get(self.specification(task)) is not None
+
+    def learn(self, task, record):
+        pass
+
+    def perform(self, task, spec, sets=()):
+        begun = time.perf_counter()
+        made = dict((name, made) for name, _, made in sets).get(task.strategy) or [len(task.strategy)] * 3
+        if task.stage == "cell":
+            self._compute(task.strategy)
+        metrics = {"value": sum(made) / 7, "seconds": {}}
+        record = Record(spec, metrics, {"seconds": time.perf_counter() - begun})
+        return record, made if task.stage == "calibration" else None
+
+    def _compute(self, name):
+        how = self.behave.get(name, self.seconds)
+        time.sleep(how if isinstance(how, (int, float)) else 0)
+        if how == "fail":
+            raise RuntimeError("a bad cell")
+        if how == "die" or (how == "die once" and not (self.store.root / "died").exists()):
+            (self.store.root / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        with open(self.store.root / "log", "a") as log:
+            log.write(name + "\n")
+
+
+def maker(store, **options):
+    """What makes the study anew in a worker."""
+    return functools.partial(LightStudy, str(store), **options)
+
+
+def log(root):
+    """Strategies of the cells that were computed, sorted, one entry per computation."""
+    path = Path(root) / "log"
+    return sorted(path.read_text().split()) if path.exists() else []
+
+
+def twice(root):
+    """How many computations were repetitions."""
+    counts = Counter(log(root))
+    return sum(counts.values()) - len(counts)
+
+
+def numbers(root):
+    """Metrics of every record by key: what has to be equal bit for bit."""
+    return {record.key: record.metrics for record in Store(root).records()}
+
+
+def wait_for_cells(root, count, limit=120):
+    end = time.monotonic() + limit
+    while len(log(root)) < count:
+        assert time.monotonic() < end, "nothing is computed"
+        time.sleep(0.02)
+
+
+class Inline:
+    """An executor in this process; notes what the scheduler asked of it, and loses the worker at some tasks."""
+
+    def __init__(self, study, slots=1, lose=()):
+        self.study, self.slots, self.lose, self.queue, self.seen = study, slots, list(lose), [], []
+        self.worker = executors.Worker(lambda: study)
+        self.ready = executors.Ready(self.worker.about())
+        self.lost = executors.Lost("was lost")
+
+    def start(self, make):
+        self.queue = [(slot, self.ready) for slot in range(self.slots)]
+
+    def submit(self, slot, task, spec, sets):
+        self.seen.append((str(task), [(name, draw) for name, draw, _ in sets]))
+        if str(task) in self.lose:
+            self.lose.remove(str(task))
+            self.queue += [(slot, self.lost), (slot, self.ready)]
+        else:
+            self.queue.append((slot, self.worker.perform(task, spec, sets)))
+
+    def events(self, timeout):
+        taken, self.queue = self.queue, []
+        return taken
+
+    def restart(self, slot):
+        self.queue.append((slot, self.ready))
+
+    def stop(self):
+        self.queue = []
+
+
+def finish(root, **options):
+    """Runs what is missing, in this process."""
+    study = LightStudy(str(root), **options)
+    return executors.run(study, study.tasks(), Inline(study), maker(root), progress=False)
+
+
+def run(root, jobs=2, **options):
+    """Runs what is missing on local workers."""
+    study = LightStudy(str(root), **options)
+    return executors.run(study, study.tasks(), executors.LocalPool(jobs, 1), maker(root, **options), progress=False)
+
+
+def dies():
+    """A study that takes its worker along."""
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,98 @@
+"""A study without a model: cells take as long as they are told to, and write a line to a log, one per computation."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import time
+from pathlib import Path
+
+from igsp.evaluation import Scores, TaskScore
+from igsp.store import Store
+from igsp.study import Study
+
+
+def toy_scores(factor: float) -> Scores:
+    tasks = tuple(
+        TaskScore(
+            f"text_{d}", d, "bits_per_byte", factor, 4, 0.1, None, False, tuple((factor * b, 1.0) for b in (1, 2, 3, 4))
+        )
+        for d in ("general", "commonsense", "code", "math")
+    )
+    return Scores("toy", "toy", tasks)
+
+
+class ToySet:
+    """Stands in for a calibration set."""
+
+    def __init__(self, name, draw):
+        self.sha256 = f"{name}-{draw}"
+        self.windows = ()
+        self.spec = {"kind": "toy"}
+
+
+class ToyPool:
+    n = 8
+
+
+class ToyStudy(Study):
+    """`behave` maps a strategy to what its cell does besides: a number of seconds, `fail`, `die` or `die once`."""
+
+    def __init__(self, profile="quick", store=None, seconds=0.0, behave=None, **overrides):
+        super().__init__(profile, store, **overrides)
+        self.seconds, self.behave = seconds, behave or {}
+
+    _suite = "suite"
+
+    def _numbers(self):
+        return {"model": "toy", "device": "cpu"}
+
+    def _make_calibration(self, strategy, draw):
+        if strategy.kind == "selection":
+            self.pool(draw)
+        return ToySet(strategy.name, draw)
+
+    def pool(self, draw=0):
+        return self._pools.setdefault(draw, ToyPool())
+
+    def _score_dense(self):
+        return {"scores": toy_scores(1.0).to_dict()}
+
+    def _profile(self, name, draw, calibration):
+        return {"information": {"metric": float(len(name))}, "labels": {"strategy": name, "draw": draw}}
+
+    def note(self, text):
+        self.store.root.mkdir(parents=True, exist_ok=True)
+        with open(self.store.root / "log", "a") as log:
+            log.write(text + "\n")
+
+    def _compute(self, cell):
+        how = self.behave.get(cell.strategy, self.seconds)
+        time.sleep(how if isinstance(how, (int, float)) else 0)
+        if how == "fail":
+            raise RuntimeError("a bad cell")
+        if how == "die" or (how == "die once" and not (self.store.root / "died").exists()):
+            (self.store.root / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        made = self.calibration(cell.strategy, cell.draw)
+        self.note(f"{cell.strategy} {cell.draw} {cell.method} {cell.sparsity:g}")
+        labels = {"strategy": cell.strategy, "draw": cell.draw, "seed": self.settings.seed, "calibration": made.spec}
+        value = 1 + len(cell.strategy) / 7 + cell.draw / 3 + cell.sparsity
+        return {"scores": toy_scores(value).to_dict(), "seconds": {"prune": 0.0}, "labels": labels}
+
+
+def maker(store, **options):
+    """What makes the study anew in a worker."""
+    return functools.partial(ToyStudy, store=str(store), **options)
+
+
+def log(root):
+    """Lines of the log, sorted: one per cell that was computed."""
+    path = Path(root) / "log"
+    return sorted(path.read_text().splitlines()) if path.exists() else []
+
+
+def numbers(root):
+    """Metrics of every record by key: what has to be equal bit for bit."""
+    return {record.key: record.metrics for record in Store(root).records()}
