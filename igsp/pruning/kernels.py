@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 CHUNK = 4096  # tokens cast to float32 at a time
+PANELS = 6  # at most, of a Gram matrix: of 6 x 6 blocks 21 are computed
+NARROWEST = {"cpu": 192}  # panel: below it a matrix product loses more speed than symmetry saves
+NARROWEST_ELSEWHERE = 1024
 SUBBLOCK = 16  # columns eliminated one by one before the rest of the block is updated by one matrix product
 FEW_ROWS = 8192  # below this the columns are too short for a second thread to pay for its synchronisation
 
@@ -55,26 +58,49 @@ def gram_route(x: Tensor) -> str:
 
 
 def add_gram(gram: Tensor, x: Tensor) -> None:
-    """`gram += x.T @ x` in float32 for `x` `[tokens, columns]` of any float dtype, in place.
+    """Adds the lower half of `x.T @ x` to `gram` in float32, for `x` `[tokens, columns]` of any float dtype, in place.
+
+    Above the diagonal `gram` is unspecified until `mirror` completes it, once all tokens are added: the matrix is
+    computed in panels of rows, each as far as the diagonal.
 
     `bf16-products`: the inputs are bfloat16 already, so oneDNN may multiply them as bfloat16 and add up in
     float32; no input is rounded, only the order of summation differs from a float32 product.
     `half-in-float-out`: the same on an accelerator. `openblas`: numpy's BLAS, which on many processors is
-    faster than the one torch links.
+    faster than the one torch links (and which sees the symmetry by itself).
     """
     route = gram_route(x)
     if route == "half-in-float-out":
-        torch.addmm(gram, x.t(), x, out_dtype=torch.float32, out=gram)
+        for start, stop in _panels(gram):
+            part = gram[start:stop, :stop]
+            torch.addmm(part, x[:, start:stop].t(), x[:, :stop], out_dtype=torch.float32, out=part)
     elif route == "float32":
-        gram.addmm_(x.t(), x)
-    else:
+        for start, stop in _panels(gram):
+            gram[start:stop, :stop].addmm_(x[:, start:stop].t(), x[:, :stop])
+    elif route == "openblas":
         for chunk in x.split(CHUNK):
-            part = chunk.float()
-            if route == "bf16-products":
-                with matmul_precision("medium"):
-                    gram.addmm_(part.t(), part)
-            else:
-                gram += torch.from_numpy(part.numpy().T @ part.numpy())
+            part = chunk.float().numpy()
+            gram += torch.from_numpy(part.T @ part)
+    else:
+        with matmul_precision("medium"):
+            for chunk in x.split(CHUNK):
+                part = chunk.float()
+                for start, stop in _panels(gram):
+                    gram[start:stop, :stop].addmm_(part[:, start:stop].t(), part[:, :stop])
+
+
+def mirror(gram: Tensor) -> None:
+    """Copies the lower half of a symmetric matrix to the upper one, in place."""
+    for start, stop in _panels(gram):
+        gram[:start, start:stop] = gram[start:stop, :start].t()
+        block = gram[start:stop, start:stop]
+        block.copy_(block.tril() + block.tril(-1).t())
+
+
+def _panels(gram: Tensor) -> list[tuple[int, int]]:
+    """Rows (start, stop) of the panels that `add_gram` computes."""
+    columns = len(gram)
+    width = max(NARROWEST.get(gram.device.type, NARROWEST_ELSEWHERE), -(-columns // PANELS))
+    return [(start, min(start + width, columns)) for start in range(0, columns, width)]
 
 
 def solve_block(block: Tensor, upper: Tensor, mask: Tensor, pattern: tuple[int, int] | None) -> Tensor:
@@ -107,18 +133,19 @@ def solve_block_plain(block: Tensor, upper: Tensor, mask: Tensor, pattern: tuple
     width = pattern[1] if pattern else SUBBLOCK
     with threads(1 if rows < FEW_ROWS else torch.get_num_threads()):
         for start in range(0, columns, width):
-            stop = min(start + width, columns)
+            part = block[start : start + width]
+            stop = start + len(part)
             if start:
-                block[start:stop].addmm_(upper[:start, start:stop].t(), errors[:start], alpha=-1)
+                part.addmm_(upper[:start, start:stop].t(), errors[:start], alpha=-1)
             if pattern:
-                score = (block[start:stop] * inverse_diagonal[start:stop]).square_()
+                score = (part * inverse_diagonal[start:stop]).square_()
                 mask[start:stop] = smallest_along_columns(score, pattern[1] - pattern[0])
             share = mask[start:stop] * inverse_diagonal[start:stop]
-            for j in range(start, stop):
-                torch.mul(block[j], share[j - start], out=errors[j])
-                if j + 1 < stop:
-                    block[j + 1 : stop].addr_(upper[j, j + 1 : stop], errors[j], alpha=-1)
-    block.masked_fill_(mask, 0)
+            for j, (weight, kept, error) in enumerate(zip(part, share, errors[start:stop], strict=True)):
+                torch.mul(weight, kept, out=error)
+                if j + 1 < len(part):
+                    part[j + 1 :].addr_(upper[start + j, start + j + 1 : stop], error, alpha=-1)
+    block.mul_(~mask)
     return errors
 
 

@@ -150,34 +150,24 @@ def load_masks(folder: str | Path) -> dict[str, Tensor]:
 
 
 def save(
-    lm: LanguageModel, folder: str | Path, report: PruneReport, calibration: CalibrationSet | None = None
+    lm: LanguageModel, folder: str | Path, report: PruneReport, calibration: CalibrationSet | None = None,
+    max_shard_size: str = "5GB",
 ) -> Path:
     """Writes the pruned model to a new folder, whole or not at all.
 
-    The folder holds a plain safetensors checkpoint and the tokenizer (any transformers program loads it),
-    `masks.safetensors` (bit-packed, see `load_masks`) and `manifest.json` (report and calibration).
+    The folder holds a plain safetensors checkpoint and the tokenizer (any transformers program loads it; files larger
+    than `max_shard_size` are split), `masks.safetensors` (bit-packed, see `load_masks`), `manifest.json` (model, data,
+    versions and report, see `card.manifest`) and a model card, `README.md`.
 
     Raises:
         UsageError: the folder exists and is not empty.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"'{folder}' exists and is not empty: give a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder = new_folder(folder)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        lm.model.save_pretrained(temporary)
+        lm.model.save_pretrained(temporary, max_shard_size=max_shard_size)
         lm.tokenizer.save_pretrained(temporary)
-        shapes = {m.name: [m.rows, m.columns] for m in report.modules}
-        masks = {name: mask.clone() for name, mask in report.masks.items()}  # safetensors wants memory of its own
-        save_file(masks, temporary / "masks.safetensors", {"shapes": json.dumps(shapes)})
-        manifest = {"format": 1, "report": report.to_dict()}
-        if calibration is not None:
-            manifest["calibration"] = {
-                "n": calibration.n, "seqlen": calibration.seqlen, "sha256": calibration.sha256,
-                "tokenizer": calibration.tokenizer, "spec": calibration.spec,
-            }
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        write_records(lm, temporary, report, calibration)
         temporary.chmod(0o755)
         if folder.exists():
             folder.rmdir()
@@ -185,6 +175,28 @@ def save(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def new_folder(folder: str | Path) -> Path:
+    """The folder as a path whose parent exists; raises `UsageError` if it is there already and not empty."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"'{folder}' exists and is not empty: give a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_records(
+    lm: LanguageModel, folder: Path, report: PruneReport, calibration: CalibrationSet | None = None
+) -> None:
+    """Writes masks, manifest and model card beside the weights in a folder."""
+    from igsp import card  # it describes the report of this module
+
+    shapes = {m.name: [m.rows, m.columns] for m in report.modules}
+    masks = {name: mask.clone() for name, mask in report.masks.items()}  # safetensors wants memory of its own
+    save_file(masks, folder / "masks.safetensors", {"shapes": json.dumps(shapes)})
+    (folder / "manifest.json").write_text(json.dumps(card.manifest(lm, report, calibration), indent=1))
+    (folder / "README.md").write_text(card.model_card(lm, report, calibration), encoding="utf8")
 
 
 @contextmanager

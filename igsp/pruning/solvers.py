@@ -27,7 +27,7 @@ from igsp.errors import NumericalError, UnknownName, UsageError
 from igsp.pruning.kernels import solve_block
 
 DAMPING_STEPS = (1.0, 10.0, 100.0)  # multiples of the asked damping, tried in this order
-LEAF = {"cpu": 192}  # size at which the recursion of `inverse_of_cholesky` hands over to the library
+LEAF = {"cpu": 192}  # size at which the recursion of `factor_of_inverse` hands over to the library
 LEAF_ELSEWHERE = 2048
 BLOCK = 128  # columns that share one mask decision in SparseGPT (its published default)
 
@@ -131,9 +131,7 @@ def _scale(statistics: InputStatistics, reference: bool) -> float:
 def inverse_factor(gram: Tensor, damping: float, scale: float = 1.0, reference: bool = False) -> Factor:
     """Upper Cholesky factor of the inverse of the damped Hessian `H = scale * gram`, by one factorisation.
 
-    With J the reversal of the order of columns and `J H J = L L^T`, the factor is `U = J L^-1 J`: upper
-    triangular with `U^T U = H^-1`. (The published code inverts H and factorises the inverse: three
-    factorisations for the same U.)
+    (The published code inverts H and factorises the inverse: three factorisations for the same factor.)
 
     Columns whose input is always zero are decoupled: they get the mean diagonal, so no weight there influences
     another; with `reference` they get 1, as in the published code.
@@ -150,14 +148,13 @@ def inverse_factor(gram: Tensor, damping: float, scale: float = 1.0, reference: 
     live_mean = hessian.diagonal().sum() / max(1, int((~dead).sum()))
     hessian.diagonal()[dead] = 1.0 if reference or live_mean == 0 else live_mean
     mean = float(hessian.diagonal().mean())
-    reversed_hessian = hessian.flip(0, 1)
+    upper = torch.zeros_like(hessian)
     used = 0.0
     for step in DAMPING_STEPS:
-        reversed_hessian.diagonal().add_(mean * (damping * step - used))
+        hessian.diagonal().add_(mean * (damping * step - used))
         used = damping * step
-        inverse = inverse_of_cholesky(reversed_hessian)
-        if inverse is not None:
-            return Factor(inverse.flip(0, 1), used, used * mean, dead)
+        if factor_of_inverse(hessian, upper):
+            return Factor(upper, used, used * mean, dead)
     rank = int(torch.linalg.matrix_rank(gram.double(), hermitian=True))
     raise NumericalError(
         f"the Hessian (rank {rank} of {len(gram)}) is not positive definite even with damping {used:g}: "
@@ -165,32 +162,31 @@ def inverse_factor(gram: Tensor, damping: float, scale: float = 1.0, reference: 
     )
 
 
-def inverse_of_cholesky(matrix: Tensor, leaf: int | None = None) -> Tensor | None:
-    """`L^-1` for `matrix = L L^T` `[d, d]`, lower triangular; None if it is not positive definite.
+def factor_of_inverse(matrix: Tensor, upper: Tensor, leaf: int | None = None) -> bool:
+    """Writes the upper triangular U with `U^T U = matrix^-1` `[d, d]` to the upper half of `upper`.
 
-    Factorisation and inversion in one recursion over halves, so that nearly all work is matrix products:
-    with `matrix = [[A, .], [B, C]]` and `X = L_A^-1`, the off-diagonal block of L is `M = B X^T`, the rest is the
-    same problem for the Schur complement `C - M M^T`, and the off-diagonal block of `L^-1` is `-L_S^-1 M X`.
+    Returns False if the matrix is not positive definite. With J the reversal of the order of columns and
+    `J matrix J = L L^T`, U is `J L^-1 J`. Factorisation and inversion are one recursion over halves, so that nearly
+    all work is matrix products: with `matrix = [[A, B], [., C]]` and U_C known, `M = B U_C^T`; U_A belongs to the
+    Schur complement `A - M M^T`; the block between them is `-U_A M U_C`.
     """
     size = len(matrix)
     leaf = leaf or LEAF.get(matrix.device.type, LEAF_ELSEWHERE)
     if size <= leaf:
-        lower, failed = torch.linalg.cholesky_ex(matrix)
+        lower, failed = torch.linalg.cholesky_ex(matrix.flip(0, 1))
         identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
         inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
-        return None if failed or not torch.isfinite(inverse).all() else inverse
+        upper.copy_(inverse.flip(0, 1))
+        return not failed and bool(torch.isfinite(inverse).all())
     half = size // 2
-    first = inverse_of_cholesky(matrix[:half, :half], leaf)
-    if first is None:
-        return None
-    below = matrix[half:, :half] @ first.t()
-    second = inverse_of_cholesky(torch.addmm(matrix[half:, half:], below, below.t(), alpha=-1), leaf)
-    if second is None:
-        return None
-    inverse = torch.zeros_like(matrix)
-    inverse[:half, :half], inverse[half:, half:] = first, second
-    inverse[half:, :half] = (second @ (below @ first)).neg_()
-    return inverse
+    first, second = upper[:half, :half], upper[half:, half:]
+    if not factor_of_inverse(matrix[half:, half:], second, leaf):
+        return False
+    beside = matrix[:half, half:] @ second.t()
+    if not factor_of_inverse(torch.addmm(matrix[:half, :half], beside, beside.t(), alpha=-1), first, leaf):
+        return False
+    torch.mm(first, beside @ second, out=upper[:half, half:]).neg_()
+    return True
 
 
 def magnitude(
@@ -203,7 +199,7 @@ def magnitude(
         mask = smallest_of_groups(score, pattern)
     else:
         mask = _per_part(score, parts, lambda s: smallest(s, *_counts(s.numel(), sparsity, reference)))
-    return Pruned(W.masked_fill(mask, 0), mask, score.mul_(mask).square_().sum(1))
+    return Pruned(W * ~mask, mask, score.mul_(mask).square_().sum(1))
 
 
 def wanda(
@@ -221,7 +217,7 @@ def wanda(
         mask = smallest_of_groups(score, pattern)
     else:
         mask = smallest_of_rows(score, int(columns * sparsity) if reference else exact_count(columns, sparsity))
-    return Pruned(W.masked_fill(mask, 0), mask, score.mul_(mask).square_().sum(1))
+    return Pruned(W * ~mask, mask, score.mul_(mask).square_().sum(1))
 
 
 def sparsegpt(
@@ -239,27 +235,31 @@ def sparsegpt(
     """
     upper, _, added, dead = statistics.factor(damping, reference)
     rows, columns = W.shape
-    work = W.t().contiguous()
+    work = W.t().clone(memory_format=torch.contiguous_format)
+    dense = work.clone()
     mask = torch.zeros_like(work, dtype=torch.bool)
     loss = torch.zeros(rows, device=W.device)
     size = BLOCK // pattern.group * pattern.group if pattern else BLOCK
+    any_dead = bool(dead.any())
     for start in range(0, columns, size):
         stop = min(start + size, columns)
         block, chosen, factor = work[start:stop], mask[start:stop], upper[start:stop, start:stop]
         if not pattern:
             score = (block / factor.diagonal()[:, None]).square_()
-            score[dead[start:stop]] = 0
+            if any_dead:
+                score[dead[start:stop]] = 0
             _choose(score, chosen, parts or [rows], start, sparsity, reference)
         errors = solve_block(block, factor, chosen, pattern)
         work[stop:].addmm_(upper[start:stop, stop:].t(), errors, alpha=-1)
-        errors[dead[start:stop]] = 0  # an input that is always zero costs nothing
+        if any_dead:
+            errors[dead[start:stop]] = 0  # an input that is always zero costs nothing
         loss += errors.square_().sum(0)
     if reference:
         work[dead] = 0
-    weight, change = work.t().contiguous(), (work.t() - W).square_()
-    change[:, dead] = 0
-    loss -= added * change.sum(1)  # the errors add up to D (H + added I) D^T
-    return Pruned(weight, mask.t().contiguous(), loss / _scale(statistics, reference))
+    change = dense.sub_(work).square_()
+    change[dead] = 0
+    loss -= added * change.sum(0)  # the errors add up to D (H + added I) D^T
+    return Pruned(work.t(), mask.t(), loss / _scale(statistics, reference))
 
 
 def _choose(score: Tensor, chosen: Tensor, parts: Sequence[int], start: int, sparsity: float, reference: bool) -> None:

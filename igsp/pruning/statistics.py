@@ -19,7 +19,7 @@ from torch import Tensor
 
 from igsp.assets import whole_or_nothing
 from igsp.errors import NumericalError, UsageError
-from igsp.pruning.kernels import CHUNK, add_gram
+from igsp.pruning.kernels import CHUNK, add_gram, mirror
 from igsp.pruning.solvers import InputStatistics
 
 
@@ -31,7 +31,7 @@ def empty(columns: int, needs: str, device: torch.device) -> InputStatistics:
 
 
 def accumulate(statistics: InputStatistics, x: Tensor, windows: int, name: str, first_window: int) -> None:
-    """Adds the inputs `x` `[..., columns]` of `windows` calibration windows, in place.
+    """Adds the inputs `x` `[..., columns]` of `windows` calibration windows, in place; `complete` comes last.
 
     Raises:
         NumericalError: a non-finite input; names the Linear and the calibration window.
@@ -51,6 +51,12 @@ def accumulate(statistics: InputStatistics, x: Tensor, windows: int, name: str, 
             f"non-finite input of {name} in calibration window {sample}: the model overflows on this text; "
             "load it in bfloat16 or float32, or drop the window"
         )
+
+
+def complete(statistics: InputStatistics) -> None:
+    """Fills in the half of a Gram matrix that `accumulate` leaves out."""
+    if statistics.gram is not None:
+        mirror(statistics.gram)
 
 
 @dataclass

@@ -5,15 +5,19 @@
 
 Every run is a process of its own (`contender.py`), timed from the loaded model to the pruned one. The runs of all
 contenders alternate, so that what else the machine does falls on all of them; on a busy machine compare the CPU
-seconds and set OMP_NUM_THREADS=1. The record names the machine and the versions, and holds the counted floor: the
-FLOPs of the forward passes and Gram matrices at the matrix-product rates measured between the runs. It goes to
-`book/results/benchmarks/`.
+seconds and set OMP_NUM_THREADS=1. The record names the machine and the versions and goes to `book/results/benchmarks/`.
+It holds two floors of block-order SparseGPT, measured between the runs: `two_pass_seconds`, the FLOPs of two forward
+passes and of the full Gram matrices at the rates of plain matrix products; and `model_two_pass_seconds`, which takes
+the forward passes as long as the model's own code needs for them (attention, norms and activations included).
+
+The first sparsity is timed `--runs` times; the others run once, for the table of held-out losses.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -26,12 +30,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from igsp.assets import whole_or_nothing
 from igsp.calibration import sample
 from igsp.models import load_model
-from igsp.pruning.kernels import add_gram, gram_route
+from igsp.pruning.kernels import gram_route, matmul_precision
 from igsp.sources import documents
 
 HERE = Path(__file__).parent
@@ -86,27 +90,39 @@ def rate(product: Any, flops: float, repeats: int = 5) -> float:
     return flops / statistics.median(times)
 
 
-def floor(folder: str, n: int, seqlen: int) -> dict[str, float]:
+@torch.no_grad()
+def floor(model: PreTrainedModel, n: int, seqlen: int) -> dict[str, float]:
     """Seconds that the counted FLOPs of a Llama-like model take at the rates measured right now."""
-    config = AutoConfig.from_pretrained(folder)
+    config = model.config
     width, inner, blocks = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     kv = width * config.num_key_value_heads // config.num_attention_heads
     tokens = n * seqlen
     sample_tokens = min(tokens, 4096)
     x = {d: torch.randn(sample_tokens, d, dtype=torch.bfloat16) for d in (width, inner)}
-    gram = {d: torch.zeros(d, d) for d in x}
     weight = torch.randn(inner, width, dtype=torch.bfloat16)
     linear = rate(lambda: torch.nn.functional.linear(x[width], weight), 2 * sample_tokens * width * inner)
-    grams = {d: rate(lambda d=d: add_gram(gram[d], x[d]), 2 * sample_tokens * d * d) for d in x}
+    grams = {d: rate(lambda d=d: product(x[d]), 2 * sample_tokens * d * d) for d in x}
     forward = 2 * tokens * blocks * (width * (2 * width + 2 * kv) + 3 * width * inner)
     attention = 2 * tokens * blocks * seqlen * width * 2 / 2  # QK^T and PV, causal half
     one_pass = (forward + attention) / linear
+    windows = torch.zeros(max(1, 2048 // seqlen), seqlen, dtype=torch.long)
+    own_pass = tokens / rate(lambda: model.base_model(windows, use_cache=False), windows.numel())
     gram_seconds = 2 * tokens * blocks * (3 * width**2 / grams[width] + inner**2 / grams[inner])
     return {
         "linear_flops_per_second": linear, "gram_flops_per_second": grams[inner], "forward_seconds": one_pass,
         "gram_seconds": gram_seconds, "one_pass_seconds": one_pass + gram_seconds,
         "two_pass_seconds": 2 * one_pass + gram_seconds,
+        "model_forward_seconds": own_pass, "model_two_pass_seconds": 2 * own_pass + gram_seconds,
     }
+
+
+def product(x: torch.Tensor) -> torch.Tensor:
+    """`x.T @ x` as one plain matrix product on the route that `add_gram` takes."""
+    full = x.float()
+    if gram_route(x) == "openblas":
+        return torch.from_numpy(full.numpy().T @ full.numpy())
+    with matmul_precision("medium"):
+        return full.t() @ full
 
 
 def run(python: str, arguments: list[str]) -> dict[str, Any]:
@@ -137,7 +153,7 @@ def main() -> None:
     parser.add_argument("--source", default="openwebtext", help="of the calibration and the held-out windows")
     parser.add_argument("--n", type=int, default=64)
     parser.add_argument("--seqlen", type=int, default=512)
-    parser.add_argument("--sparsity", type=float, default=0.6)
+    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.6, 0.5], help="the first is timed")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--only", nargs="*", choices=list(CONTENDERS), help="some of the contenders")
     parser.add_argument("--out", type=Path, help="record to write (default: named by the setting)")
@@ -146,32 +162,44 @@ def main() -> None:
     folder = str(lm.folder)
     chosen = {name: entry for name, entry in CONTENDERS.items()
               if (options.peer or entry[0] == "igsp") and (not options.only or name in options.only)}
+    timed, *others = options.sparsity
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
+    once: dict[float, dict[str, dict[str, Any]]] = {}
     floors = []
     with tempfile.TemporaryDirectory() as scratch:
         windows = str(Path(scratch) / "windows.safetensors")
         calibration = sample(options.source, lm.tokenizer, options.n, options.seqlen)
         heldout = heldout_windows(options.source, lm.tokenizer, 16, options.seqlen)
         save_file({"calibration": calibration.input_ids, "heldout": heldout}, windows)
-        common = ["--model", folder, "--windows", windows, "--sparsity", str(options.sparsity)]
+        common = ["--model", folder, "--windows", windows, "--batch", str(options.peer_batch)]
         dense = run(sys.executable, [*common, "--tool", "dense"])
-        for turn in range(options.runs):
-            floors.append(floor(folder, options.n, options.seqlen))
-            for name, (tool, method, order) in chosen.items():
-                python = sys.executable if tool == "igsp" else options.peer
-                arguments = [*common, "--tool", tool, "--method", method, "--order", order]
-                result = run(python, [*arguments, "--batch", str(options.peer_batch)])
-                results[name].append(result)
-                print(f"{turn + 1}/{options.runs} {name:32} {result['seconds']:7.1f} s  "
-                      f"CPU {result['cpu_seconds']:7.1f} s  loss {result['heldout_loss']:.3f}  "
-                      f"peak {result['peak_bytes'] / 1e9:.2f} GB", flush=True)
+
+        def contend(name: str, sparsity: float) -> dict[str, Any]:
+            tool, method, order = chosen[name]
+            python = sys.executable if tool == "igsp" else options.peer
+            arguments = ["--tool", tool, "--method", method, "--order", order, "--sparsity", str(sparsity)]
+            result = run(python, [*common, *arguments])
+            print(f"{sparsity:.0%} {name:32} {result['seconds']:7.1f} s  CPU {result['cpu_seconds']:7.1f} s  "
+                  f"loss {result['heldout_loss']:.3f}  peak {result['peak_bytes'] / 1e9:.2f} GB", flush=True)
+            return result
+
+        for _ in range(options.runs):
+            floors.append(floor(lm.model, options.n, options.seqlen))
+            for name in chosen:
+                results[name].append(contend(name, timed))
+        for sparsity in others:
+            once[sparsity] = {name: contend(name, sparsity) for name in chosen}
     medians = {name: summary(found) for name, found in results.items()}
-    named = ("model", "source", "n", "seqlen", "sparsity", "peer_batch")
-    setting = {name: getattr(options, name) for name in named}
+    named = ("model", "source", "n", "seqlen", "peer_batch")
+    setting = {name: getattr(options, name) for name in named} | {"sparsity": timed}
     route = gram_route(torch.empty(0, dtype=torch.bfloat16))
     record = {
         "benchmark": "cpu", "setting": setting | {"dtype": "bfloat16", "gram_route": route}, "machine": machine(),
         "dense_heldout_loss": dense["heldout_loss"], "contenders": medians,
+        "heldout": [
+            {"sparsity": share, "contender": name, "loss": r["heldout_loss"], "perplexity": math.exp(r["heldout_loss"])}
+            for share, found in {timed: medians, **once}.items() for name, r in found.items()
+        ],
         "floor": {key: statistics.median(f[key] for f in floors) for key in floors[0]},
         "ratios": {f"{slow} / {fast}": medians[slow]["seconds"] / medians[fast]["seconds"]
                    for slow, fast in RATIOS if slow in medians and fast in medians},
@@ -180,10 +208,13 @@ def main() -> None:
     }
     block = medians.get("igsp sparsegpt block")
     if block:
-        record["ratios"]["igsp sparsegpt block / floor"] = block["seconds"] / record["floor"]["two_pass_seconds"]
-    default = f"cpu-{options.model.replace('/', '--')}-{options.n}x{options.seqlen}-{options.sparsity:g}.json"
+        for kind in ("two_pass_seconds", "model_two_pass_seconds"):
+            record["ratios"][f"igsp sparsegpt block / {kind}"] = block["seconds"] / record["floor"][kind]
+    default = f"cpu-{options.model.replace('/', '--')}-{options.n}x{options.seqlen}-{timed:g}.json"
     with whole_or_nothing(options.out or RECORDS / default) as path:
         path.write_text(json.dumps(record, indent=1) + "\n")
+    for row in record["heldout"]:
+        print(f"{row['sparsity']:.0%} {row['contender']:32} loss {row['loss']:.3f}  perplexity {row['perplexity']:.1f}")
     print(json.dumps(record["ratios"], indent=1))
 
 
