@@ -49,11 +49,12 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Notebook:
-    """A paired notebook: its name, its `.py` source and the names of the notebooks whose results it reads."""
+    """A paired notebook: name, `.py` source, notebooks that it needs, profiles whose stored records it reads."""
 
     name: str
     source: Path
     needs: tuple[str, ...]
+    reads: tuple[str, ...] = ()
 
     def read(self) -> nbformat.NotebookNode:
         """The notebook as its source defines it."""
@@ -80,7 +81,7 @@ def notebooks(root: Path | None = None) -> list[Notebook]:
     found = []
     for source in sorted(folder.glob("*.py")):
         header = jupytext.read(source).metadata.get("igsp", {})
-        found.append(Notebook(source.stem, source, tuple(header.get("needs", ()))))
+        found.append(Notebook(source.stem, source, tuple(header.get("needs", ())), tuple(header.get("reads", ()))))
     if not found:
         raise UsageError(f"no notebooks (*.py) in {folder}: run this inside a checkout of the project")
     return found
@@ -189,6 +190,12 @@ def data_sha256() -> str:
     return key_of({"wheels": pins, "python": platform.python_version()})
 
 
+def records_sha256(profile: str) -> str:
+    """Hash of the committed records of a profile, by name and content."""
+    cells = (repository_root() / "book" / "results" / profile / "cells").glob("*.json")
+    return key_of({path.name: sha256_file(path) for path in sorted(cells)})
+
+
 def run(
     profile: str = "quick",
     parameters: Mapping[str, Any] | None = None,
@@ -282,6 +289,7 @@ def _metadata(
             "lock": base["lock"],
             "model": base["model"],
             "data": base["data"],
+            "records": {profile: records_sha256(profile) for profile in notebook.reads},
             "device": base["device"],
             "dtype": base["dtype"],
         }

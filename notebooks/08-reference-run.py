@@ -2,6 +2,7 @@
 # jupyter:
 #   igsp:
 #     needs: []
+#     reads: [small, small-gemma]
 #   jupytext:
 #     formats: ipynb,py:percent
 #     text_representation:
