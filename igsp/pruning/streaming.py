@@ -119,7 +119,7 @@ class Tensors:
                     start, stop = entry["data_offsets"]
                     content = torch.empty(stop - start, dtype=torch.uint8)
                     file.seek(8 + length + start)
-                    file.readinto(memoryview(content.numpy()))
+                    file.readinto(content.numpy().data)
                     tensor = content.view(STORED[entry["dtype"]]).view(entry["shape"]).to(dtype)
                     found[name] = nn.Parameter(tensor, requires_grad=False)
         return found
