@@ -104,11 +104,12 @@ def show_table(frame: pd.DataFrame, caption: str, digits: int = 2) -> None:
 
 
 def heatmap(frame: pd.DataFrame, label: str, center: float | None = None, fmt: str = ".0f") -> Figure:
-    """Heatmap of a frame `[rows, columns]`; `label` names the colour scale."""
+    """Heatmap of a frame `[rows, columns]`; `label` names the colour scale. Over ten columns leave no room for numbers."""
+    roomy = len(frame.columns) <= 10
     fig, axes = plt.subplots(figsize=(WIDTH, 0.32 * len(frame) + 1.5))
     sns.heatmap(
         frame,
-        annot=True,
+        annot=roomy,
         fmt=fmt,
         cmap="vlag" if center is not None else "crest",
         center=center,
@@ -119,7 +120,7 @@ def heatmap(frame: pd.DataFrame, label: str, center: float | None = None, fmt: s
     )
     axes.set(xlabel="", ylabel="")
     axes.tick_params(axis="x", length=0)
-    plt.setp(axes.get_xticklabels(), rotation=25, ha="right", rotation_mode="anchor")
+    plt.setp(axes.get_xticklabels(), rotation=25 if roomy else 60, ha="right", rotation_mode="anchor")
     axes.tick_params(axis="y", rotation=0, length=0)
     fig.tight_layout()
     return fig

@@ -349,7 +349,7 @@ for sparsity, gap in margins[s.method].items():
 shared = run.mask_overlap()
 same, other = run.mask_overlap_of_draws(), shared.where(shared < 1).stack().mean()
 figures.show(
-    figures.heatmap(100 * shared, "overlap (%)", fmt=".0f"),
+    figures.heatmap(100 * shared.where(shared < 1), "overlap (%)"),
     alt=f"Overlap of masks between sources, mean {100 * other:.1f} %; between draws of one source {100 * same:.1f} %; "
     f"by chance {100 * s.sparsity:.0f} %.",
     caption=f"Overlap of the masks of two sources under {s.method}: {100 * other:.1f} % on average, against "
