@@ -104,7 +104,7 @@ def show_table(frame: pd.DataFrame, caption: str, digits: int = 2) -> None:
 
 
 def heatmap(frame: pd.DataFrame, label: str, center: float | None = None, fmt: str = ".0f") -> Figure:
-    """Heatmap of a frame `[rows, columns]`; `label` names the colour scale. Over ten columns leave no room for numbers."""
+    """Heatmap of a frame `[rows, columns]`, without numbers beyond ten columns; `label` names the colour scale."""
     roomy = len(frame.columns) <= 10
     fig, axes = plt.subplots(figsize=(WIDTH, 0.32 * len(frame) + 1.5))
     sns.heatmap(
@@ -119,6 +119,7 @@ def heatmap(frame: pd.DataFrame, label: str, center: float | None = None, fmt: s
         annot_kws={"size": 10},
     )
     axes.set(xlabel="", ylabel="")
+    axes.grid(visible=False)
     axes.tick_params(axis="x", length=0)
     plt.setp(axes.get_xticklabels(), rotation=25 if roomy else 60, ha="right", rotation_mode="anchor")
     axes.tick_params(axis="y", rotation=0, length=0)
