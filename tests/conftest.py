@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 from tiny import FAMILIES, tiny_calibration, tiny_model
 
 from igsp.calibration import CalibrationSet
 from igsp.models import LanguageModel
+
+
+@pytest.fixture(autouse=True)
+def process_wide_settings_stay() -> Iterator[None]:
+    """Nothing may leave torch's matmul precision changed: every float32 product after it would be another."""
+    before = torch.get_float32_matmul_precision()
+    yield
+    assert torch.get_float32_matmul_precision() == before
 
 
 @pytest.fixture

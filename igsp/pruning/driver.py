@@ -45,7 +45,7 @@ from igsp.pruning.blocks import (
     weight_of,
 )
 from igsp.pruning.checkpoint import Checkpoint
-from igsp.pruning.kernels import cpu_has_bf16, gram_route, matmul_precision
+from igsp.pruning.kernels import cpu_has_bf16, gram_route
 from igsp.pruning.report import ERROR_MEASURES, ModuleReport, PruneReport, pack_mask, peak_memory, save
 from igsp.pruning.solvers import (
     NEEDS,
@@ -476,8 +476,8 @@ def _solve(block: Block, group: Sequence[str], found: InputStatistics, settings:
 def _energy(W: Tensor, found: InputStatistics) -> Tensor:
     """Squared norm `[rows]` of each row's output over the calibration tokens, by the measure of `Pruned.loss`."""
     if found.gram is not None:
-        with matmul_precision("medium" if cpu_has_bf16() else "highest"):  # a scale for the report, no more
-            return (W @ found.gram).mul_(W).sum(1)
+        coarse = torch.bfloat16 if W.device.type == "cpu" and cpu_has_bf16() else W.dtype  # a scale for the report
+        return (W.to(coarse) @ found.gram.to(coarse)).mul(W).sum(1)
     return (W.square() * found.squares if len(found.squares) else W.square()).sum(1)
 
 

@@ -29,6 +29,7 @@ def cpu_has_bf16() -> bool:
 
 @contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
+    """Sets torch's float32 matmul precision for a while. It is the whole process's: never call this from a pool."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:

@@ -36,7 +36,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from igsp.assets import whole_or_nothing
 from igsp.calibration import CalibrationSet
 from igsp.errors import UsageError
-from igsp.models import LanguageModel, folder_fingerprint, resolve_device, resolve_dtype, resolve_folder
+from igsp.models import LanguageModel, _refuse, folder_fingerprint, resolve_device, resolve_dtype, resolve_folder
 from igsp.pruning.blocks import Block, find_blocks
 from igsp.pruning.checkpoint import Checkpoint, rows
 from igsp.pruning.driver import prune
@@ -129,9 +129,10 @@ def skeleton(name: str, files: Tensors, dtype: torch.dtype) -> LanguageModel:
     """The model with its embedding and norms, but blocks and head without memory (`meta`).
 
     Raises:
-        UsageError: a tensor of a block is not in the files under the model's own name for it.
+        UsageError: no causal language model, quantised, or a tensor is not in the files under the model's own name.
     """
     config = AutoConfig.from_pretrained(files.folder)
+    _refuse(name, config)
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.eval().requires_grad_(False)
