@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
