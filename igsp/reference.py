@@ -95,6 +95,21 @@ class Reference:
                 found[sparsity] = difference(left, right, self.dense)
         return found
 
+    def makers(self) -> pd.DataFrame:
+        """What made the cells: code, machine, when, how many; and whether the code is that of this installation."""
+        rows = Counter[tuple[str, ...]]()
+        times: dict[tuple[str, ...], list[str]] = {}
+        for r in self.results:
+            about = r.record.provenance
+            key = (str(about.get("code"))[:12], "no" if r.record.stale else "yes", str(about.get("processor")))
+            rows[key] += 1
+            times.setdefault(key, []).append(str(about.get("finished")))
+        columns = ["code", "this code", "processor"]
+        return pd.DataFrame(
+            [dict(zip(columns, key, strict=True)) | {"cells": n, "first": min(times[key]), "last": max(times[key])}
+             for key, n in rows.items()]
+        )
+
     def mask_overlap(self, method: str | None = None, draw: int = 0) -> pd.DataFrame:
         """Share of the weights removed under the row's source that are removed under the column's, one draw."""
         masks = {r.strategy: _mask(r) for r in self.at(method, names=self.settings.sources) if r.draw == draw}

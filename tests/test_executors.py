@@ -74,7 +74,7 @@ import sys
 sys.path.insert(0, {tests!r})
 from light import run
 if __name__ == "__main__":
-    print(run({root!r}, {jobs}, seconds=1.0).computed, flush=True)
+    print(run({root!r}, {jobs}, seconds=3.0).computed, flush=True)
 """
 
 
