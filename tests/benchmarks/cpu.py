@@ -10,6 +10,7 @@ It holds two floors of block-order SparseGPT, measured between the runs: `two_pa
 passes and of the full Gram matrices at the rates of plain matrix products; and `model_two_pass_seconds`, which takes
 the forward passes as long as the model's own code needs for them (attention, norms and activations included).
 
+Peak memory counts what an environment's libraries map (Triton alone 70 MB), so compare what is added since loading.
 The first sparsity is timed `--runs` times; the others run once, for the table of held-out losses.
 """
 
@@ -180,7 +181,8 @@ def main() -> None:
             arguments = ["--tool", tool, "--method", method, "--order", order, "--sparsity", str(sparsity)]
             result = run(python, [*common, *arguments])
             print(f"{sparsity:.0%} {name:32} {result['seconds']:7.1f} s  CPU {result['cpu_seconds']:7.1f} s  "
-                  f"loss {result['heldout_loss']:.3f}  peak {result['peak_bytes'] / 1e9:.2f} GB", flush=True)
+                  f"loss {result['heldout_loss']:.3f}  peak {result['peak_bytes'] / 1e9:.2f} GB, "
+                  f"{result['added_bytes'] / 1e9:.2f} of it since loading", flush=True)
             return result
 
         for _ in range(options.runs):
