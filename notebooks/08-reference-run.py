@@ -48,9 +48,8 @@ figures.use_style()
 run = reference(shown)
 s = run.settings
 values = {}
-print(
-    f"{len(run.results)} of {len(cells(s))} cells of the profile are recorded: {s.model}, {s.n} windows of {s.seqlen} tokens, {s.draws} draws"
-)
+print(f"{len(run.results)} of the profile's {len(cells(s))} cells are recorded")
+print(f"{s.model}, {s.n} windows of {s.seqlen} tokens, {s.draws} draws")
 
 # %% [markdown]
 # Where *this code* says no, the solver or the scoring has been edited since; such cells are measurements all the same, but
