@@ -133,3 +133,9 @@ def test_samples_of_different_models_are_refused():
 def test_records_are_plain_json(store):
     for path in (store.root / "cells").glob("*.json"):
         assert json.loads(path.read_text())["spec"]
+
+
+def test_makers_count_every_cell_once(store):
+    run = reference("small", store.root)
+    table = run.makers()
+    assert table.cells.sum() == len(run.results) and set(table["this code"]) == {"no"}
