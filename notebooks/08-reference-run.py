@@ -16,10 +16,11 @@
 # ---
 
 # %% [markdown]
-# # The reference run: fifteen real sources, three draws, two methods
+# # The reference run: fifteen real sources, three draws
 #
 # **What you will learn.** What the paper's claims look like on real calibration sources and real benchmark text, how much
-# of a difference is the luck of the draw, and which conclusions survive another pruning method and another model.
+# of a difference is the luck of the draw, and, as far as they are recorded, which conclusions survive another pruning method
+# and another model.
 #
 # **Which claims this answers.** All of the abstract's that a small model can answer {cite:p}`xu2026calibration`. The notebooks
 # before this one were computed when the book was built; this one reads the *records* of a longer run (profile `small`), which
@@ -295,7 +296,7 @@ for name, key in (
     }
 
 # %% [markdown]
-# ## The margin grows with sparsity
+# ## Does the margin grow with sparsity?
 #
 # The paper's margin of the mix over C4 grows from +4.6 points at 30 % to +18.8 at 60 %.
 
