@@ -740,6 +740,13 @@ def against_trivial(rows: Sequence[Mapping[str, Any]], dense: Scores) -> pd.Data
     return table[["task", "n", "chance", "longest", "overlap", "trigram", "dense", "z"]]
 
 
+def score_table(scores: Scores) -> pd.DataFrame:
+    """Scores as a table, one row per task."""
+    names = {"task": "task", "dimension": "dimension", "metric": "metric", "value": "value", "stderr": "standard error",
+             "n": "items", "chance": "chance"}
+    return pd.DataFrame([{title: getattr(task, name) for name, title in names.items()} for task in scores])
+
+
 def frame(retentions: Mapping[str, Retention]) -> pd.DataFrame:
     """Point values: one row per strategy, columns the dimensions, `total` and `minimum`."""
     return pd.DataFrame(

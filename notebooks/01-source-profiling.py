@@ -47,7 +47,7 @@ import pandas as pd
 from igsp import figures
 from igsp.contamination import contamination
 from igsp.sources import catalogue, documents
-from igsp.study import Study, frame
+from igsp.study import Study, frame, score_table
 
 figures.use_style()
 study = Study(
@@ -98,21 +98,7 @@ figures.show_table(
 
 # %%
 dense = study.dense()
-scores = pd.DataFrame(
-    [
-        {
-            "task": t.task,
-            "dimension": t.dimension,
-            "metric": t.metric,
-            "value": t.value,
-            "standard error": t.stderr,
-            "items": t.n,
-            "chance": t.chance,
-        }
-        for t in dense.tasks
-    ]
-)
-figures.show_table(scores, "Scores of the dense model", digits=3)
+figures.show_table(score_table(dense), "Scores of the dense model", digits=3)
 
 # %% [markdown]
 # A multiple-choice score means something only above solvers that know nothing: the longest choice, the choice that shares

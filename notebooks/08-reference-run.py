@@ -43,7 +43,7 @@ from igsp import figures
 from igsp.reference import noise_floor, recorded, reference
 from igsp.retention import difference
 from igsp.store import Store, repository_root
-from igsp.study import cells, frame
+from igsp.study import cells, frame, score_table
 
 figures.use_style()
 run = reference(shown)
@@ -67,18 +67,7 @@ figures.show_table(run.makers(), "What made the recorded cells")
 # calibration sources here, and a source must not be its own examiner.
 
 # %%
-scores = pd.DataFrame(
-    {
-        "task": t.task,
-        "dimension": t.dimension,
-        "metric": t.metric,
-        "value": t.value,
-        "standard error": t.stderr,
-        "items": t.n,
-    }
-    for t in run.dense
-)
-figures.show_table(scores, "Scores of the dense model", digits=3)
+figures.show_table(score_table(run.dense), "Scores of the dense model", digits=3)
 if run.trivial is not None:
     figures.show_table(
         run.trivial,
