@@ -9,13 +9,19 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 IGSP := $(VENV)/bin/igsp
 TRITON := triton==3.9.0
 
-.PHONY: help book course test check-book setup fetch lint clean
+.PHONY: help book preview release course test check-book setup fetch lint clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 book: setup fetch ## run the notebooks (profile quick) and build the static book
 	$(IGSP) notebooks run --profile $(PROFILE)
 	$(IGSP) book build --profile $(PROFILE)
+
+preview: setup ## build the book from the committed records alone (a minute, no model), in _build/preview
+	$(IGSP) book preview
+
+release: setup ## pack the built book with a checksum, under _build/release
+	$(IGSP) book archive --profile $(PROFILE)
 
 course: setup ## the packs for students and instructors, under _build/course
 	$(IGSP) course build

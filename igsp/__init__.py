@@ -14,7 +14,7 @@ _WHERE = {
     "load_model": "igsp.models", "LanguageModel": "igsp.models",
     "sample": "igsp.calibration", "mix": "igsp.calibration", "CalibrationSet": "igsp.calibration",
     "profile": "igsp.information",
-    "prune": "igsp.pruning.driver", "save": "igsp.pruning.driver",
+    "prune": "igsp.pruning.driver", "save": "igsp.pruning.driver", "prune_folder": "igsp.pruning.streaming",
     "evaluate": "igsp.evaluation",
     "retention": "igsp.retention",
     "advise": "igsp.advise",

@@ -1,10 +1,12 @@
 """Advice: the mix of sources that keeps what matters of one model.
 
 *Search.* Input statistics of the dense model add up over sources, so any mix is pruned from stored statistics without a
-forward pass (`order="dense"`) and scored on one half of the suite's items. *Confirm.* The best mix found and the
-uniform one are pruned in `block` order with other windows, and compared on the other half. The winner of a search looks
-better than it is on the items that chose it; only the comparison on the other half counts. Documents that
-contain an item of the suite are left out of all windows.
+forward pass (`order="dense"`) and scored on one half of the suite's items. Up to two thirds of the trials are a
+simplex-centroid design (Scheffe 1963, J. R. Stat. Soc. B 25:235): equal shares of all sources, of each one, of each
+pair, and so on. They span the simplex, so that mixes in between can be interpolated. The others climb from the best so
+far. *Confirm.* The best mix found and the uniform one are pruned in `block` order with other windows, and compared on
+the other half. The winner of a search looks better than it is on the items that chose it; only the comparison on the
+other half counts. Documents that contain an item of the suite are left out of all windows.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ import functools
 import importlib.util
 import json
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +65,7 @@ class Advice:
         best: the mix that won the search.
         confirmed: whether `best` beats the uniform mix on the asked dimensions beyond the noise floor.
         gain: `best` minus uniform in points of retention, by dimension; `total` is the asked mean.
-        noise_floor: standard deviation of the uniform mix's asked mean between draws, in points.
+        noise_floor: standard deviation of the uniform mix's asked mean between draws, in points; None for one draw.
         compared: retention of both mixes by dimension, with intervals.
         keep: the asked weights.  trials: every mix of the search, the uniform one first.
         settings: everything else the advice depends on.
@@ -72,7 +75,7 @@ class Advice:
     best: Weights
     confirmed: bool
     gain: dict[str, Estimate]
-    noise_floor: float
+    noise_floor: float | None
     compared: dict[str, dict[str, Estimate]]
     keep: Weights
     trials: tuple[Trial, ...]
@@ -81,7 +84,9 @@ class Advice:
     @property
     def verdict(self) -> str:
         """One sentence: what is recommended and why."""
-        gain = f"{self.gain['total']} points on the asked dimensions, noise floor {self.noise_floor:.1f}"
+        gain = f"{self.gain['total']} points on the asked dimensions"
+        if self.noise_floor is not None:
+            gain += f", noise floor {self.noise_floor:.1f}"
         if self.best == self.trials[0].weights:
             return "The search found no mix better than the uniform one: use the uniform mix."
         if self.confirmed:
@@ -101,6 +106,23 @@ class Advice:
     def to_json(self) -> str:
         """The verdict and everything behind it."""
         return json.dumps({"verdict": self.verdict, **asdict(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Advice:
+        """The inverse of `to_json`.
+
+        Raises:
+            UsageError: the text is no advice.
+        """
+        try:
+            plain = json.loads(text)
+            del plain["verdict"]
+            plain["gain"] = _estimates(plain["gain"])
+            plain["compared"] = {name: _estimates(found) for name, found in plain["compared"].items()}
+            plain["trials"] = tuple(Trial(**{**t, "gain": Estimate(**t["gain"])}) for t in plain["trials"])
+            return cls(**plain)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"this is no advice.json of `igsp advise` ({error}): run it again") from None
 
     def save(self, folder: str | Path) -> Path:
         """Writes `mix.yaml` (for `igsp prune --mix`), `advice.json` and, where seaborn is installed, `advice.png`.
@@ -122,6 +144,10 @@ class Advice:
         return folder
 
 
+def _estimates(plain: Mapping[str, Any]) -> dict[str, Estimate]:
+    return {name: Estimate(**values) for name, values in plain.items()}
+
+
 def refuse_existing(path: Path) -> None:
     """Raises `UsageError` if there is something at the path already (an empty folder is nothing)."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -131,14 +157,13 @@ def refuse_existing(path: Path) -> None:
 def advise(
     lm: LanguageModel, keep: Mapping[str, float], sources: Sequence[str], suite: str | Path = "quick",
     method: str = "sparsegpt", sparsity: float = DEFAULT_SPARSITY, pattern: str | None = None, n: int = 128,
-    seqlen: int = 2048, draws: int = MIN_DRAWS, trials: int = 10, seed: int = 0, progress: bool = True,
+    seqlen: int = 2048, draws: int = MIN_DRAWS, trials: int = 20, seed: int = 0, progress: bool = True,
 ) -> Advice:
     """Searches the mix of `sources` that keeps the dimensions in `keep`, and says whether it beats the uniform mix.
 
     The value of a mix is the mean retention of the asked dimensions, weighted by `keep`; dimensions that are not
-    named count nothing (they are measured all the same, so that their price shows). The search starts at the
-    uniform mix, doubles one source at a time, takes the best step, and halves the step (on the logarithmic scale)
-    when none helps. It counts as better only if the 95 % interval of the paired difference lies above 0 and the
+    named count nothing (they are measured all the same, so that their price shows). For the search see the module. The
+    best mix counts as better only if the 95 % interval of the paired difference lies above 0 and the
     difference above the noise floor, with at least 3 draws. Finished prunings are kept in the cache.
 
     Args:
@@ -177,7 +202,7 @@ def advise(
     dense = bench.dense(CONFIRM)
     gain = difference(a, b, dense, measure, weights=keep)
     spread = [mean_asked(retention(scores, dense, measure).dimensions, keep) for scores in b]
-    floor = float(np.std(spread, ddof=1)) if draws > 1 else float("nan")
+    floor = float(np.std(spread, ddof=1)) if draws > 1 else None
     confirmed = beats(gain["total"], floor, draws)
     compared = {name: retention(s, dense, measure).dimensions for name, s in (("optimised", a), ("uniform", b))}
     settings |= {"model": lm.name, "fingerprint": lm.fingerprint, "suite": str(suite), "measure": measure,
@@ -202,13 +227,13 @@ def asked(keep: Mapping[str, float], suite: str | Path) -> tuple[Weights, str, l
     raise UsageError(f"suite '{suite}' has no one measure of {', '.join(keep)}: give each a task in bits per byte")
 
 
-def beats(gain: Estimate, noise_floor: float, draws: int) -> bool:
+def beats(gain: Estimate, noise_floor: float | None, draws: int) -> bool:
     """Whether a paired gain counts: its 95 % interval above 0, itself above the noise floor, and enough draws.
 
     >>> beats(Estimate(2.0, 0.5, 3.0), 1.0, 3), beats(Estimate(2.0, -0.1, 3.0), 1.0, 3)
     (True, False)
     """
-    return draws >= MIN_DRAWS and gain.low > 0 and gain.value > noise_floor
+    return noise_floor is not None and draws >= MIN_DRAWS and gain.low > 0 and gain.value > noise_floor
 
 
 def mean_asked(kept: Mapping[str, Estimate], keep: Mapping[str, float]) -> float:
@@ -232,33 +257,43 @@ def _search(
 
 
 def climb(trial: Callable[[Weights], Trial], start: Weights, n: int, budget: int) -> list[Trial]:
-    """At most `budget` trials: from the best so far, multiply one weight by a step; no gain: the step's square root.
+    """At most `budget` trials: the design, then from the best so far steps towards each source; no gain: half the step.
 
     Every mix tried is one that `n` windows can have, so that what is found is what `mix` makes of it.
     """
-    found = [trial(whole(start, n))]
-    best, step = found[0], 2.0
-    while len(found) < budget and step > 1.1:
+    found = [trial(weights) for weights in islice(design(start, n), max(1, 2 * budget // 3))]
+    best, step = max(found, key=lambda t: t.asked), 1 / 3
+    while len(found) < budget and step * n >= 1:
         known = [t.weights for t in found]
-        moves = [whole(scaled(best.weights, name, step), n) for name in start]
+        moves = [whole(towards(best.weights, name, step), n) for name in start]
         new = [w for i, w in enumerate(moves) if w not in known + moves[:i]][: budget - len(found)]
         found += [trial(weights) for weights in new]
         top = max(found, key=lambda t: t.asked)
         if top is best:
-            step **= 0.5
+            step /= 2
         best = top
     return found
 
 
-def scaled(weights: Weights, name: str, factor: float) -> Weights:
-    """Weights with one of them multiplied, summing to 1 again.
+def design(names: Iterable[str], n: int) -> Iterator[Weights]:
+    """Simplex-centroid design in whole windows: equal shares of all names, then of every one, every two, ...
 
-    >>> scaled({"a": 0.5, "b": 0.5}, "a", 3.0)
+    >>> [list(w.values()) for w in design("ab", 4)]
+    [[0.5, 0.5], [1.0, 0.0], [0.0, 1.0]]
+    """
+    names = list(names)
+    for size in (len(names), *range(1, len(names))):
+        for part in combinations(names, size):
+            yield whole({name: float(name in part) for name in names}, n)
+
+
+def towards(weights: Weights, name: str, step: float) -> Weights:
+    """Weights a share `step` of the way to `name` alone.
+
+    >>> towards({"a": 0.5, "b": 0.5}, "a", 0.5)
     {'a': 0.75, 'b': 0.25}
     """
-    raised = {key: w * factor if key == name else w for key, w in weights.items()}
-    total = sum(raised.values())
-    return {key: w / total for key, w in raised.items()}
+    return {key: (1 - step) * w + step * (key == name) for key, w in weights.items()}
 
 
 def whole(weights: Weights, n: int) -> Weights:

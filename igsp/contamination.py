@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
-from igsp.assets import cache_dir, whole_or_nothing
+from igsp.assets import cache_dir, cached_json
 from igsp.evaluation import suite_items, suite_sha256
 from igsp.sources import Document, documents, text_sha256
 
@@ -63,12 +61,9 @@ def contaminated(source: str, suite: str | Path) -> frozenset[str]:
     made_from = [Path(__file__).read_text(encoding="utf8"), text_sha256(source), suite_sha256(suite)]
     key = hashlib.sha256("\n".join(made_from).encode()).hexdigest()[:16]
     path = cache_dir() / "contamination" / f"{source}-{key}.json"
-    with suppress(OSError, ValueError):
-        return frozenset(json.loads(path.read_text()))
-    found = overlaps({source: documents(source)}, evaluation_texts(suite))[source]
-    with whole_or_nothing(path) as temporary:
-        temporary.write_text(json.dumps(sorted(found)))
-    return found
+    return frozenset(
+        cached_json(path, lambda: sorted(overlaps({source: documents(source)}, evaluation_texts(suite))[source]))
+    )
 
 
 def contamination(source: str, suite: str | Path) -> tuple[int, int]:

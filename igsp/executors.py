@@ -148,7 +148,7 @@ class LocalPool:
             self._spawn(slot)
 
     def _spawn(self, slot: int) -> None:
-        environment = dict.fromkeys(THREADS, str(self.threads))
+        environment = dict.fromkeys(THREADS, str(self.threads)) | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
         ours, theirs = self._context.Pipe()
@@ -289,7 +289,7 @@ class Progress:
             for i in range(min(slots, SHOWN))
         ]
         self.total, self.before, self.begun, self.shown_at = total, done, time.monotonic(), -1e9
-        self.last, self.said_at = "", self.begun
+        self.said_at = -1e9
 
     @property
     def due(self) -> bool:
@@ -299,12 +299,14 @@ class Progress:
     def show(self, done: int, news: str, running: Mapping[str, float], failed: int, left: float | None) -> None:
         """Shows the state. `running`: seconds by task; `left`: seconds until the end, None if not known."""
         self.shown_at = now = time.monotonic()
-        parts = [f"{len(running)} running", f"{60 * (done - self.before) / max(now - self.begun, 1e-3):.1f} a minute"]
+        parts = [f"{len(running)} running"]
+        if done > self.before:
+            parts += [f"{60 * (done - self.before) / max(now - self.begun, 1e-3):.1f} a minute"]
         parts += [f"{failed} failed"] if failed else []
         parts += [f"{duration(left)} left"] if left is not None else []
-        if self.plain and (news != self.last or now > self.said_at + 60):
-            self.last, self.said_at = news, now
-            tqdm.write(f"{done}/{self.total}: {news}; {', '.join(parts)}", file=sys.stderr)
+        if self.plain and (news or now > self.said_at + 60):
+            self.said_at = now
+            tqdm.write(f"{done}/{self.total}: {'; '.join(filter(None, (news, ', '.join(parts))))}", file=sys.stderr)
         if self.terminal:
             self.bar.n, self.bar.postfix = done, ", ".join(parts)
             self.bar.refresh()
@@ -319,13 +321,18 @@ class Progress:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did: tasks on record, tasks computed by it, reasons of the failed, tasks that waited for those."""
+    """What a run did: tasks on record, tasks computed by it, reasons of the failed, tasks that waited for those.
+
+    `busy` is the share of the time since they were ready that the workers spent computing.
+    """
 
     total: int
     done: int
     computed: int
     failed: dict[str, str]
     blocked: int
+    workers: int
+    busy: float
 
 
 @dataclass
@@ -365,6 +372,8 @@ class Scheduler:
         self.failed: dict[int, str] = {}
         self.blocked: set[int] = set()
         self.computed, self.news = 0, ""
+        self.work, self.ended = 0.0, 0.0  # seconds that workers computed
+        self.since: dict[int, float] = {}  # when a worker was ready for the first time
         self.pace = Pace.of(self.store.records()) if progress else Pace()
         self.progress = progress
 
@@ -390,13 +399,16 @@ class Scheduler:
                     "and run the same command again"
                 ) from error
             finally:
+                self.ended = time.monotonic()
                 self.executor.stop()
                 for running in self.busy.values():
                     running.lock.close()
                 shown.close()
         reasons = {str(self.tasks[index]): reason for index, reason in self.failed.items()}
         done = len(self.tasks) - len(self.failed) - len(self.blocked)
-        return Summary(len(self.tasks), done, self.computed, reasons, len(self.blocked))
+        slots = self.executor.slots
+        busy = self.work / max(1e-9, sum(self.ended - since for since in self.since.values()))
+        return Summary(len(self.tasks), done, self.computed, reasons, len(self.blocked), slots, busy)
 
     def _show(self, shown: Progress) -> None:
         if not self.progress or (self.open and not shown.due):
@@ -409,6 +421,7 @@ class Scheduler:
         known = all(self.pace.mean(kind) for kind, count in self.left.items() if count)
         done = len(self.tasks) - self.open - len(self.failed) - len(self.blocked)
         shown.show(done, self.news, running, len(self.failed), left / self.executor.slots if known else None)
+        self.news = ""
 
     def _assign(self) -> None:
         if not self.ready:
@@ -438,6 +451,7 @@ class Scheduler:
     def _take(self, slot: int, message: Ready | Done | Failed | Lost) -> None:
         if isinstance(message, Ready):
             self._compare(message.about)
+            self.since.setdefault(slot, time.monotonic())
             self.idle.append(slot)
             return
         running = self.busy.pop(slot, None)
@@ -447,6 +461,7 @@ class Scheduler:
             if slot in self.idle:
                 self.idle.remove(slot)
             return
+        self.work += message.record.seconds if isinstance(message, Done) else time.monotonic() - running.since
         with running.lock:
             if isinstance(message, Done):
                 self._keep(running, message)
@@ -496,7 +511,9 @@ class Scheduler:
         task = self.tasks[running.index]
         with suppress(OSError):  # a full disk takes the note, not the run
             self.store.fail(running.key, str(task), reason)
-        self.failed[running.index], self.news = reason, f"{task} FAILED: {reason}"
+        self.failed[running.index] = reason
+        if self.progress:
+            tqdm.write(f"FAILED: {task}: {reason}", file=sys.stderr)
         self.open -= 1
         self.left[task.kind] -= 1
         self._block(running.index)

@@ -178,6 +178,32 @@ def bars(estimates: dict[str, dict[str, Estimate]], xlabel: str) -> Figure:
     return fig
 
 
+def intervals(frame: pd.DataFrame, xlabel: str, band: float | None = None) -> Figure:
+    """Dot plot of estimates with intervals: a row per label, a colour and marker per series.
+
+    Args:
+        frame: columns `label`, `series`, `value`, `low`, `high`; labels from top to bottom in the order given.
+        band: half the width of a grey band around zero.
+    """
+    labels, series = list(dict.fromkeys(frame.label)), sorted(set(frame.series))
+    apart = 0.24 if frame.label.duplicated().any() else 0.0
+    fig, axes = plt.subplots(figsize=(WIDTH, (0.3 + apart / 2) * len(labels) + 1.3))
+    if band is not None:
+        axes.axvspan(-band, band, color="#dddddd")
+        axes.axvline(0, color="#888888", lw=0.8)
+    for place, name in enumerate(series):
+        rows = frame[frame.series == name]
+        y = [labels.index(label) + apart * (place - (len(series) - 1) / 2) for label in rows.label]
+        error = np.maximum([rows.value - rows.low, rows.high - rows.value], 0)
+        colour, shape = ("#4477AA", "#AA3377", "#777777", "#CC8800")[place], "sDo^"[place]
+        axes.errorbar(rows.value, y, xerr=error, fmt=shape, color=colour, ms=5.5, capsize=2, lw=1.2, label=name)
+    axes.set(yticks=range(len(labels)), yticklabels=labels, xlabel=xlabel, ylim=(len(labels) - 0.4, -0.6))
+    if len(series) > 1:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.6 / fig.get_figheight()), ncol=3, frameon=False)
+    fig.tight_layout()
+    return fig
+
+
 def distributions(frame: pd.DataFrame, labels: dict[str, str], hue: pd.Series) -> Figure:
     """Strip of every metric over the sources, standardised axis by axis, coloured by dimension."""
     colours, shapes = palette(), markers()

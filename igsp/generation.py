@@ -68,8 +68,11 @@ class Generated:
 
 
 def stop_tokens(lm: LanguageModel) -> list[int]:
-    """Tokens that end a text: end of sequence (all that model and tokenizer name), beginning of sequence, padding."""
-    found: set[int] = set()
+    """Tokens that end a text: every special token, and what model or tokenizer name as end, beginning or padding.
+
+    A special token is not text, and what stands on its two sides is not one document.
+    """
+    found = set(lm.tokenizer.all_special_ids)
     generation = getattr(lm.model, "generation_config", None)
     for holder in (lm.tokenizer, lm.model.config, generation):
         for name in ("eos_token_id", "bos_token_id", "pad_token_id"):

@@ -25,14 +25,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from igsp.assets import cache_dir, catalog, read_member, whole_or_nothing
+from igsp.assets import cache_dir, cached_json, catalog, read_member
 from igsp.errors import AssetError, UnknownName
+from igsp.readers import NotAtHand, Row, hub_rows, mirror, wheel_files
 from igsp.readers import rows as read_rows
-from igsp.readers import wheel_files
 from igsp.sources import catalogue, documents
 
-Row = dict[str, Any]
 PIECE_BYTES = 900  # about 250 tokens of prose
+ABOVE = 8  # lines shown before the one to choose
 
 EVALS = "evals/registry/data"
 
@@ -61,18 +61,6 @@ def overlap(choice: str, query: str) -> float:
 # --- published data sets ---------------------------------------------------------------------------------------
 
 
-class NotAtHand(AssetError):
-    """Data sets that neither the mirror nor the hub gives; `hub_answers` is false where the hub cannot be reached."""
-
-    def __init__(self, missing: Sequence[str], hub_answers: bool) -> None:
-        super().__init__(
-            "data sets that are not at hand:\n  " + "\n  ".join(dict.fromkeys(missing)) + "\nput each of them as "
-            "<folder>/<hub id>/<config>/<split>.jsonl.gz and set IGSP_DATA to that folder "
-            f"(now: {os.environ.get('IGSP_DATA') or 'not set'}), or run where the hub can be reached"
-        )
-        self.missing, self.hub_answers = list(missing), hub_answers
-
-
 def table(path: str, name: str | None, split: str, hub: bool = True, **options: Any) -> Sequence[Row]:
     """Rows of one split of a hub data set, in its own order: from the mirror `$IGSP_DATA` if it has them, else the hub.
 
@@ -84,23 +72,17 @@ def table(path: str, name: str | None, split: str, hub: bool = True, **options: 
 
     Raises:
         NotAtHand: neither place gives the rows.
-        AssetError: a damaged file in the mirror.
+        AssetError: a damaged file in the mirror, or no rows in the split.
     """
-    mirror = os.environ.get("IGSP_DATA")
-    places = [Path(mirror, path, *part, f"{split}.jsonl.gz") for part in ([name or "default"], [])] if mirror else []
+    places = [mirror(path, *part, f"{split}.jsonl.gz") for part in ([name or "default"], [])]
     found = next((place for place in places if place.is_file()), None)
-    if found:
-        return file_rows(found)
     what = f"{path} ({name or 'default'}, {split})"
-    if not hub:
-        raise NotAtHand([what], hub_answers=False)
-    import datasets  # takes a second
-
-    try:
-        return list(datasets.load_dataset(path, name, split=split, **options))
-    except Exception as error:  # the library raises a dozen kinds: not found, gated, offline, no such split, ...
-        reason = f"{type(error).__name__}: {str(error).split(chr(10))[0]}"
-        raise NotAtHand([f"{what}: {reason}"], not isinstance(error, ConnectionError)) from error
+    if not (found or hub):
+        raise NotAtHand([f"{what}; its place: {places[0]}"], hub_answers=False)
+    rows = file_rows(found) if found else list(hub_rows(what, places[0], path, name, split=split, **options))
+    if not rows:
+        raise AssetError(f"{what} has no rows: the split is empty")
+    return rows
 
 
 def file_rows(path: Path) -> Sequence[Row]:
@@ -255,16 +237,17 @@ def _siqa() -> list[Row]:
 # --- multiple choice ------------------------------------------------------------------------------------------
 
 Item = tuple[str, str, list[str]]  # query, right answer, distractors
+MOST = 400  # items of a set
 
 
-def _rows(name: str, items: Iterable[Item], most: int = 400, shuffle: bool = True) -> list[Row]:
+def _rows(name: str, items: Iterable[Item], shuffle: bool = True) -> list[Row]:
     """Shuffles items by a seed of their own and puts the right answer at each position equally often."""
     rng = random.Random(name)
     kept = [i for i in items if len({" ".join(c.split()).lower() for c in [i[1], *i[2]]} - {""}) == 1 + len(i[2])]
     if shuffle:
         rng.shuffle(kept)
     rows = []
-    for number, (query, right, wrong) in enumerate(kept[:most]):
+    for number, (query, right, wrong) in enumerate(kept[:MOST]):
         choices = rng.sample(wrong, len(wrong))
         gold = number % (len(wrong) + 1)
         choices.insert(gold, right)
@@ -350,25 +333,25 @@ def story_next() -> list[Row]:
     return _rows("story_next", items)
 
 
-def next_line(per_document: int = 4, above: int = 8) -> list[Row]:
+def next_line() -> list[Row]:
     """The next line of Python code, or lines of the same file with the same indent, alike in length and shared words.
 
     Half of the items come from the standard library, half from `codeio`, so that neither source is favoured.
     """
     found: list[list[Item]] = []
     for source in ("stdlib", "codeio"):
-        items = [i for d in documents(source, "heldout") for i in _next_lines(d.id, d.text, per_document, above)]
+        items = [i for d in documents(source, "heldout") for i in _next_lines(d.id, d.text)]
         random.Random(source).shuffle(items)
         found.append(items)
     return _rows("next_line", itertools.chain.from_iterable(zip(*found, strict=False)), shuffle=False)
 
 
-def _next_lines(name: str, text: str, most: int, above: int) -> list[Item]:
+def _next_lines(name: str, text: str, most: int = 4) -> list[Item]:
     items = []
     lines = [line for line in text.splitlines() if line.strip()]
-    places = range(above, len(lines))
+    places = range(ABOVE, len(lines))
     for at in random.Random(name).sample(places, min(most, len(places))):
-        right, query = lines[at], "\n".join(lines[at - above : at]) + "\n"
+        right, query = lines[at], "\n".join(lines[at - ABOVE : at]) + "\n"
         pool = [s for s in lines if _is_code(s) and _indent(s) == _indent(right) and s not in query]
         wrong = _alike(right, query, [s for s in pool if s != right])
         fits = _is_code(right) and right not in query and len(query) <= 400
@@ -441,7 +424,7 @@ def _is_step(line: str) -> bool:
     return 10 <= len(line) <= 90 and "answer" not in line.lower() and bool(re.search(r"\d", line))
 
 
-def _next_of_others(texts: Sequence[tuple[str, str]], fits: Callable[[str], bool], above: int = 8) -> list[Item]:
+def _next_of_others(texts: Sequence[tuple[str, str]], fits: Callable[[str], bool]) -> list[Item]:
     """One item a text, itself (head, body): a line of its body, or lines of other bodies alike in length and words."""
     pool: dict[int, list[str]] = {}
     for _, body in texts:
@@ -453,7 +436,7 @@ def _next_of_others(texts: Sequence[tuple[str, str]], fits: Callable[[str], bool
         places = [at for at in range(0 if head else 3, len(lines)) if fits(lines[at])]
         if places:
             at = random.Random(body).choice(places)
-            query, right = head + "".join(f"{line}\n" for line in lines[max(0, at - above) : at]), lines[at]
+            query, right = head + "".join(f"{line}\n" for line in lines[max(0, at - ABOVE) : at]), lines[at]
             wrong = _alike(right, query, [s for s in pool[_indent(right)] if s not in body])
             fair = len(wrong) == 3 and right not in query and _hard(query, right, wrong)
             if fair and len(query) <= 400:
@@ -484,7 +467,7 @@ def _from_tables(name: str, hub: bool, mirror: str | None) -> list[Row]:
 
 
 def rows(name: str, hub: bool = True) -> list[Row]:
-    """Rows of an item set, built once and kept in the cache as JSON lines; a damaged file is built again.
+    """Rows of an item set, built once and kept in the cache.
 
     Sets made from published data sets (`table`, which `hub` is for) are built anew by each process.
 
@@ -496,16 +479,5 @@ def rows(name: str, hub: bool = True) -> list[Row]:
         return _from_tables(name, hub, os.environ.get("IGSP_DATA"))
     if name not in BUILDERS:
         raise UnknownName("item builder", name, [*BUILDERS, *FROM_TABLES])
-    path = cache_dir() / "items" / f"{name}-{_key(name)}.jsonl"
-    try:
-        head, *lines = path.read_text(encoding="utf8").splitlines()
-        if json.loads(head) == hashlib.sha256("\n".join(lines).encode()).hexdigest():
-            return [json.loads(line) for line in lines]
-    except (OSError, ValueError):
-        pass
-    built = BUILDERS[name]()
-    lines = [json.dumps(row) for row in built]
-    with whole_or_nothing(path) as temporary:
-        digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-        temporary.write_text("\n".join([json.dumps(digest), *lines]), encoding="utf8")
-    return built
+    path = cache_dir() / "items" / f"{name}-{_key(name)}.json"
+    return list(cached_json(path, BUILDERS[name]))

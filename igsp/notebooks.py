@@ -190,10 +190,10 @@ def data_sha256() -> str:
     return key_of({"wheels": pins, "python": platform.python_version()})
 
 
-def records_sha256(profile: str) -> str:
-    """Hash of the committed records of a profile, by name and content."""
-    cells = (repository_root() / "book" / "results" / profile / "cells").glob("*.json")
-    return key_of({path.name: sha256_file(path) for path in sorted(cells)})
+def records_sha256(profile: str, root: Path) -> str:
+    """Hash of a checkout's records of a profile, with those that verify them, by name and content."""
+    folder = root / "book" / "results" / profile
+    return key_of({str(path.relative_to(folder)): sha256_file(path) for path in sorted(folder.rglob("cells/*.json"))})
 
 
 def run(
@@ -229,12 +229,11 @@ def run(
     if stale:
         raise UsageError(f"out of step with their .py source: {', '.join(stale)}. Run `igsp notebooks sync`")
     values = check_parameters(found, profile, parameters or {})
-    base = _common_metadata(
-        profile, settings(profile, **{k: v for k, v in (parameters or {}).items() if k in SETTING_NAMES}), root
-    )
+    resolved = settings(profile, **{k: v for k, v in (parameters or {}).items() if k in SETTING_NAMES})
+    base = _common_metadata(profile, resolved, root, any(not notebook.reads for notebook in found))
     plan = {}
     for notebook in found:
-        facts = _metadata(notebook, values[notebook.name], {*(parameters or {}), "profile"}, base)
+        facts = _metadata(notebook, values[notebook.name], {*(parameters or {}), "profile"}, base, root)
         target = out / f"{notebook.name}.ipynb"
         if not force and finished(target, facts["key"]):
             say(f"{notebook.name}: up to date")
@@ -256,7 +255,8 @@ def _select(found: list[Notebook], only: Sequence[str] | None) -> list[Notebook]
     return [n for n in found if n.name in chosen]
 
 
-def _common_metadata(profile: str, resolved: Settings, root: Path) -> dict[str, Any]:
+def _common_metadata(profile: str, resolved: Settings, root: Path, model: bool) -> dict[str, Any]:
+    """What all notebooks of a run share; the model only if one of them computes with it."""
     device = resolve_device(resolved.device)
     made_by = provenance()
     return {
@@ -270,14 +270,17 @@ def _common_metadata(profile: str, resolved: Settings, root: Path) -> dict[str, 
         "processor": made_by["processor"],
         "dtype": str(resolve_dtype(resolved.dtype, device)).removeprefix("torch."),
         "seed": resolved.seed,
-        "model": {"name": resolved.model, "fingerprint": folder_fingerprint(resolve_folder(resolved.model))},
+        "model": {"name": resolved.model, "fingerprint": folder_fingerprint(resolve_folder(resolved.model))}
+        if model
+        else None,
         "versions": {**made_by["versions"], "python": made_by["python"]},
     }
 
 
 def _metadata(
-    notebook: Notebook, values: Mapping[str, Any], given: set[str], base: Mapping[str, Any]
+    notebook: Notebook, values: Mapping[str, Any], given: set[str], base: Mapping[str, Any], root: Path
 ) -> dict[str, Any]:
+    base = {**base, "model": None} if notebook.reads else base  # what reads records computes with no model
     source = notebook.source.read_text(encoding="utf8")
     drawing = sha256_file(Path(__file__).with_name("figures.py"))
     key = key_of(
@@ -289,7 +292,7 @@ def _metadata(
             "lock": base["lock"],
             "model": base["model"],
             "data": base["data"],
-            "records": {profile: records_sha256(profile) for profile in notebook.reads},
+            "records": {profile: records_sha256(profile, root) for profile in notebook.reads},
             "device": base["device"],
             "dtype": base["dtype"],
         }

@@ -16,6 +16,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from igsp.errors import IgspError, UnknownName, UsageError
+from igsp.evaluation import load_suite, task_folders
 from igsp.models import _refuse, resolve_device, resolve_dtype, resolve_folder
 from igsp.pruning.blocks import find_blocks, weight_matrix
 from igsp.pruning.driver import STEPS, _free_memory
@@ -33,7 +34,7 @@ class Plan:
         weights, activations, working: bytes of the model, of the hidden states of all windows, and of the largest
             block's statistics and solve.  gram: bytes of the statistics of all blocks together.
         disk: bytes of the checkpoint and its masks.
-        linears, parameters: Linear layers to prune, weights of the whole model.
+        linears, parameters: Linear layers to prune (0: the model is only read), weights of the whole model.
         floor: seconds at the measured rate of matrix products.
         seqlen: tokens per window, cut to what the model takes.
     """
@@ -57,9 +58,10 @@ class Plan:
     def rows(self) -> list[dict[str, str]]:
         """What would be computed, as table rows."""
         low, high = (spoken(self.floor * factor) for factor in SLOWDOWN)
+        work = f"{self.linears} Linear layers" if self.linears else "forward passes"
         return [
-            {"step": "computes", "what": f"{self.linears} Linear layers of a model of {self.parameters / 1e6:,.0f} M "
-                                         f"weights, on {self.device}"},
+            {"step": "computes",
+             "what": f"{work} of a model of {self.parameters / 1e6:,.0f} M weights, on {self.device}"},
             {"step": "memory", "what": f"at least {gigabytes(self.memory)}: weights {gigabytes(self.weights)}, hidden "
                                        f"states {gigabytes(self.activations)}, solving {gigabytes(self.working)}"},
             {"step": "time", "what": f"{low} to {high} (estimate; loading and text not counted)"},
@@ -159,6 +161,31 @@ def plan(
         seqlen=seqlen,
         device=str(compute),
     )
+
+
+def reading(model: str, tokens: int, device: str = "auto", dtype: str = "auto") -> Plan:
+    """Cost of running `tokens` tokens through `model`, 2 operations per weight and token; raises as `plan`."""
+    compute = resolve_device(device)
+    kind = resolve_dtype(dtype, compute)
+    parameters = sum(p.numel() for p in _skeleton(model, kind).parameters())
+    floor = 2.0 * parameters * tokens / _rate(compute, kind)
+    return Plan(parameters * kind.itemsize, 0, 0, 0, 0, parameters, floor, 0, str(compute))
+
+
+def suite_texts(suite: str | Path) -> dict[str, set[str]]:
+    """What a suite gives a model to read, by task: contexts, once each, and continuations; raises as `evaluate`."""
+    from igsp import harness  # imports lm-eval, which takes seconds
+
+    loaded = load_suite(suite)
+    found = {}
+    for entry in loaded.tasks:
+        members = harness.load_tasks(entry.task, task_folders(loaded), entry.shots, entry.runs_code)
+        for name, limit in harness.shares(members, entry.limit).items():
+            with harness._quiet():
+                members[name].build_all_requests(limit=limit)
+        requests = [request.args for task in members.values() for request in task.instances]
+        found[entry.task] = {text for texts in requests for text in texts if isinstance(text, str)}
+    return found
 
 
 def _skeleton(model: str, dtype: torch.dtype) -> Any:

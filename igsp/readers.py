@@ -294,6 +294,43 @@ def rows(path: Path) -> Iterator[Row]:
         raise AssetError(f"'{path}' cannot be read: {error}") from None
 
 
+class NotAtHand(AssetError):
+    """Data sets that neither a mirror nor the hub gives; `hub_answers` is false where the hub cannot be reached."""
+
+    def __init__(self, missing: Sequence[str], hub_answers: bool) -> None:
+        super().__init__(
+            "\n  ".join(["data sets that are not at hand:", *dict.fromkeys(missing)])
+            + "\nWay out: connect to the hub, or put gzip'd JSON lines at each place named; $IGSP_DATA is the folder "
+            f"of a mirror (now: {os.environ.get('IGSP_DATA') or 'not set'})"
+        )
+        self.missing, self.hub_answers = list(missing), hub_answers
+
+
+def mirror(*parts: str) -> Path:
+    """A place in the mirror `$IGSP_DATA` (named so if that is unset)."""
+    return Path(os.environ.get("IGSP_DATA") or "$IGSP_DATA", *parts)
+
+
+def hub_rows(what: str, place: Path, *arguments: Any, **options: Any) -> Iterator[Row]:
+    """Rows that `datasets.load_dataset(*arguments, **options)` gives.
+
+    Args:
+        what: names the data set in errors.
+        place: where a mirror would have it.
+
+    Raises:
+        NotAtHand: the hub cannot be reached, or does not give them.
+    """
+    import datasets  # takes a second
+
+    try:
+        yield from datasets.load_dataset(*arguments, **options)
+    except Exception as error:  # the library raises a dozen kinds: not found, gated, offline, no such split, ...
+        why = f"{type(error).__name__}: {str(error).split(chr(10))[0]}"
+        why += " (accept its terms on the hub and set HF_TOKEN)" * ("gated" in str(error))
+        raise NotAtHand([f"{what}: {why}; its place: {place}"], not isinstance(error, ConnectionError)) from error
+
+
 def _lines(path: Path) -> Iterator[str]:
     broken = 0
     with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as lines:

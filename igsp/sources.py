@@ -25,9 +25,10 @@ from typing import Any, Literal
 
 import yaml
 
-from igsp.assets import cache_dir, wheels, whole_or_nothing
+from igsp import readers
+from igsp.assets import cache_dir, cached_json, wheels
 from igsp.errors import AssetError, UnknownName, UsageError
-from igsp.readers import READERS, Files, Row, installed_files, lay_out, right_answer, rows, wheel_files
+from igsp.readers import READERS, NotAtHand, Row
 
 log = logging.getLogger(__name__)
 
@@ -104,8 +105,7 @@ class Source:
     def mirror_files(self) -> list[Path]:
         """Where a mirror has the data: one file per config below `$IGSP_DATA` (named so if that is unset)."""
         name = self.file or ("{config}/" if self.config else "") + self.split
-        root = Path(os.environ.get("IGSP_DATA") or "$IGSP_DATA") / self.hub
-        return [root / f"{name.format(config=config)}.jsonl.gz" for config in self.config or ("",)]
+        return [readers.mirror(self.hub, f"{name.format(config=config)}.jsonl.gz") for config in self.config or ("",)]
 
     def at_hand(self) -> str:
         """Where the text is: `wheel cached`, `installed`, `mirror`, `hub cache`, `file`, or `no`."""
@@ -120,11 +120,9 @@ class Source:
         return next((name for name, paths in places.items() if all(path.exists() for path in paths)), "no")
 
 
-def _open_wheel(packages: Sequence[str]) -> Files:
-    return wheel_files(packages[0])
-
-
-OPENERS: dict[str, Callable[[Sequence[str]], Files]] = {"wheel": _open_wheel, "installed": installed_files}
+OPENERS: dict[str, Callable[[Sequence[str]], readers.Files]] = {
+    "wheel": lambda packages: readers.wheel_files(packages[0]), "installed": readers.installed_files,
+}
 ORIGINS = {"wheel": ("packages", "reader"), "installed": ("packages", "reader"), "hub": ("hub",), "file": ("files",)}
 """Where text can come from, and the fields that such an entry needs."""
 TYPES = {"str": str, "bool": bool, "int": int, "tuple[str, ...]": list, "dict[str, Any]": dict, "dict[str, str]": dict}
@@ -195,7 +193,7 @@ def _entry(name: str, entry: dict[str, Any], places: dict[str, str], dimensions:
         key = "template"
         list(Formatter().parse(entry.get(key, "")))
         key = "answer"
-        signature(right_answer).bind({}, **entry.get(key) or {"column": ""})
+        signature(readers.right_answer).bind({}, **entry.get(key) or {"column": ""})
     except (ValueError, TypeError) as error:
         raise UsageError(f"{where(key)}: field '{key}': {error}") from None
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
@@ -255,7 +253,9 @@ def _read(entry: Source) -> tuple[Document, ...]:
         texts = READERS[entry.reader](OPENERS[entry.origin](entry.packages), **entry.options)
     else:
         try:
-            texts = lay_out(_numbered(_tables(entry)), entry.template, entry.characters, entry.answer)
+            texts = readers.lay_out(_numbered(_tables(entry)), entry.template, entry.characters, entry.answer)
+        except NotAtHand:
+            raise
         except AssetError as error:
             raise AssetError(f"source '{entry.id}': {error}") from None
     found = tuple(Document(name, text) for name, text in texts if text)
@@ -273,62 +273,58 @@ def _numbered(tables: Sequence[tuple[str, Iterable[Row]]]) -> Iterator[tuple[str
 
 def _tables(entry: Source) -> list[tuple[str, Iterable[Row]]]:
     if entry.origin == "file":
-        return [(Path(name).name, rows(Path(name))) for name in entry.files]
-    names = entry.config or ("",)
+        return [(Path(name).name, readers.rows(Path(name))) for name in entry.files]
+    places = zip(entry.config or ("",), entry.mirror_files(), strict=True)
     if entry.at_hand() == "mirror":
-        return [(name, rows(path)) for name, path in zip(names, entry.mirror_files(), strict=True)]
-    return [(name, _hub_rows(entry, name)) for name in names]
+        return [(name, readers.rows(place)) for name, place in places]
+    return [(name, _from_hub(entry, name, place)) for name, place in places]
 
 
-def _hub_rows(entry: Source, config: str) -> Iterator[Row]:
-    """Rows of a data set of the hub, as a stream: what is not read is not downloaded."""
-    import datasets  # takes a second
+def _from_hub(entry: Source, config: str, place: Path) -> Iterator[Row]:
+    """Rows of the hub that a mirror would have at `place`, as a stream: what is not read is not downloaded."""
+    what: tuple[Any, ...] = (entry.hub, config or None)
+    options: dict[str, Any] = {"split": entry.split, "revision": entry.revision or None}
+    if entry.data_files:
+        root = f"hf://datasets/{entry.hub}{'@' * bool(entry.revision)}{entry.revision}"
+        what, options = ("json",), {"data_files": [f"{root}/{file}" for file in entry.data_files], "split": "train"}
+    return readers.hub_rows(_title(entry), place, *what, **options, streaming=True)
 
-    try:
-        if entry.data_files:
-            root = f"hf://datasets/{entry.hub}{'@' * bool(entry.revision)}{entry.revision}"
-            files = [f"{root}/{name}" for name in entry.data_files]
-            yield from datasets.load_dataset("json", data_files=files, split="train", streaming=True)
-        else:
-            yield from datasets.load_dataset(
-                entry.hub, config or None, split=entry.split, revision=entry.revision or None, streaming=True
-            )
-    except Exception as error:  # the libraries below raise errors of many unrelated kinds
-        way = "accept its terms on the hub and set HF_TOKEN" if "gated" in str(error) else "connect to the hub"
-        missing = [str(path) for path in entry.mirror_files() if not path.exists()]
-        raise AssetError(
-            f"{entry.hub} {config} (revision {entry.revision or 'newest'}) cannot be had: {error}\n"
-            f"Way out: {way}, or put gzip'd JSON lines at {', '.join(missing)}"
-        ) from None
+
+def _title(entry: Source) -> str:
+    return f"source '{entry.id}', {entry.hub} (revision {entry.revision or 'newest'})"
+
+
+def fetch(source_ids: Iterable[str]) -> None:
+    """Reads the sources of the hub into the cache.
+
+    Raises:
+        NotAtHand: names every source that cannot be had; a hub that does not answer is asked once.
+    """
+    missing: list[str] = []
+    answers = True
+    for entry in [entry for entry in map(source, source_ids) if entry.origin == "hub" and entry.at_hand() == "no"]:
+        try:
+            if not answers:
+                raise NotAtHand([f"{_title(entry)}; its place: {entry.mirror_files()[0]}"], False)
+            documents(entry.id)
+        except NotAtHand as error:
+            missing += error.missing
+            answers = error.hub_answers
+    if missing:
+        raise NotAtHand(missing, answers)
 
 
 def _cache_file(entry: Source) -> Path:
     """A file named by all that the text depends on."""
     python = platform.python_version()  # docstrings are found by the interpreter's own parser
     key = json.dumps([asdict(entry), entry.installed_versions(), python], sort_keys=True)
-    return cache_dir() / "sources" / f"{entry.id}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl"
+    return cache_dir() / "sources" / f"{entry.id}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
 def _cached(entry: Source) -> tuple[Document, ...]:
-    """Documents through a file in the cache; a damaged file is made again."""
-    path = _cache_file(entry)
-    found = _load_jsonl(path)
-    if found is None:
-        found = _read(entry)
-        with whole_or_nothing(path) as temporary:
-            lines = [json.dumps({"sha256": _sha256(found)}), *(json.dumps([d.id, d.text]) for d in found)]
-            temporary.write_text("\n".join(lines), encoding="utf8")
-    return found
-
-
-def _load_jsonl(path: Path) -> tuple[Document, ...] | None:
-    """Documents of a cache file, or None if it is missing or not what was written."""
-    try:
-        head, *lines = path.read_text(encoding="utf8").split("\n")
-        found = tuple(Document(*json.loads(line)) for line in lines)
-        return found if _sha256(found) == json.loads(head)["sha256"] else None
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+    """Documents through a file in the cache."""
+    pairs = cached_json(_cache_file(entry), lambda: [(d.id, d.text) for d in _read(entry)])
+    return tuple(Document(*pair) for pair in pairs)
 
 
 def text_sha256(source_id: str) -> str:

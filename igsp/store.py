@@ -150,7 +150,7 @@ class Record:
     metrics: dict[str, Any]
     provenance: dict[str, Any]
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         return key_of(self.spec)
 

@@ -34,8 +34,10 @@ from igsp.calibration import CalibrationSet, mix, sample
 from igsp.contamination import contaminated
 from igsp.errors import IgspError, UnknownName, UsageError
 from igsp.evaluation import Scores, evaluate, heldout_texts, suite_sha256
+from igsp.generation import write_texts
 from igsp.information import profile as oit_profile
 from igsp.information import reference_counts
+from igsp.likelihood import window_losses
 from igsp.masks import mask_sample
 from igsp.models import (
     LanguageModel,
@@ -46,6 +48,7 @@ from igsp.models import (
     resolve_folder,
 )
 from igsp.protocols import CandidatePool, Selection
+from igsp.protocols.sgs import _requests as sgs_requests
 from igsp.pruning.driver import STEPS, prune
 from igsp.pruning.solvers import SOLVERS, parse_pattern
 from igsp.retention import MEASURES, Retention, retention
@@ -360,9 +363,9 @@ class Study:
             if strategy and strategy.kind in ("source", "mix"):
                 wanted |= strategy.detail
             known = {**labels.get("calibration", {}), "model": spec["model"]}
-            if strategy and spec["stage"] == "cell" and labels.get("seed") == self.settings.seed:  # noqa: SIM102
-                if all(known.get(key) == value for key, value in wanted.items()):
-                    found[strategy.name, labels["draw"]] = {"sha256": spec["calibration"]}
+            ours = spec["stage"] == "cell" and spec["suite"] == self._suite
+            if strategy and ours and labels.get("seed") == self.settings.seed and wanted.items() <= known.items():
+                found[strategy.name, labels["draw"]] = {"sha256": spec["calibration"]}
         return {key: {**entry, "scope": scopes.get(entry["sha256"])} for key, entry in found.items()}
 
     def _set_spec(self, stage: str, name: str, draw: int) -> dict[str, Any]:
@@ -372,6 +375,8 @@ class Study:
         what.pop("name", None)
         if stage == "pool" or what["kind"] == "selection":
             what["pool"] = s.pool
+        elif found := {source: ids for source, ids in self._without(self._strategy(name)).items() if ids}:
+            what["without"] = {source: key_of({"ids": sorted(ids)}) for source, ids in found.items()}
         stream = s.seed + draw
         text = {"python": platform.python_version()}  # whose library is a source
         return {"stage": stage, **what, "n": s.n, "seqlen": s.seqlen, "seed": stream, **text, **self.numbers}
@@ -388,16 +393,19 @@ class Study:
             raise UnknownName("strategy", name, self.strategies)
         return self.strategies[name]
 
+    def _without(self, strategy: Strategy) -> dict[str, frozenset[str]]:
+        """Documents that a source or mix passes over, by source: those that contain an item of the suite."""
+        sources: Iterable[str] = [strategy.name] if strategy.kind == "source" else strategy.detail.get("weights", ())
+        return {source: contaminated(source, self.settings.suite) for source in sources}
+
     def _make_calibration(self, strategy: Strategy, draw: int) -> CalibrationSet:
-        s = self.settings
+        s, without = self.settings, self._without(strategy)
         stream = s.seed + draw
         if strategy.kind == "source":
             source = strategy.detail["source"]
-            return sample(source, self.lm.tokenizer, s.n, s.seqlen, stream, contaminated(source, s.suite))
+            return sample(source, self.lm.tokenizer, s.n, s.seqlen, stream, without[source])
         if strategy.kind == "mix":
-            weights = strategy.detail["weights"]
-            without = {source: contaminated(source, s.suite) for source in weights}
-            return mix(weights, self.lm.tokenizer, s.n, s.seqlen, stream, without)
+            return mix(strategy.detail["weights"], self.lm.tokenizer, s.n, s.seqlen, stream, without)
         if strategy.kind == "selection":
             return self.selection(strategy.name, draw).calibration
         options = {k: v for k, v in strategy.detail.items() if k != "protocol"}
@@ -431,6 +439,38 @@ class Study:
         options = dict(self._strategy(name).detail)
         rule = RULES[options.pop("rule")]
         return rule(self.pool(draw), self.lm, self.settings.n, self.settings.seed + draw, **options)
+
+    def writing(self, draw: int = 0, tokens: int = 32) -> list[dict[str, Any]]:
+        """Samples of what the model writes, recorded: of every protocol and pool the window of median perplexity.
+
+        Its first `tokens` tokens; of SGS, whose texts begin with words of a corpus, the first that the model wrote.
+        The record also keeps the trace of every choice by IGSP's rule.
+        """
+        about = {"stage": "writing", "protocols": self.settings.protocols, "tokens": tokens}
+        compute = functools.partial(self._samples, draw, tokens)
+        record = self._once(self._set_spec("pool", "", draw) | about, compute, wait=True)
+        return list(record.metrics["samples"])  # type: ignore[union-attr]
+
+    def _samples(self, draw: int, tokens: int) -> dict[str, Any]:
+        made = {name: self.calibration(name, draw) for name in self.settings.protocols}
+        pool, groups = self.pool(draw), []
+        for name, windows in made.items():
+            losses = window_losses(self.lm, windows.input_ids, progress=False)
+            groups.append((name, "", windows.input_ids, losses))
+        for name in dict.fromkeys(pool.pools):
+            part = pool.subset([i for i, other in enumerate(pool.pools) if other == name])
+            groups.append((name, part.dimensions[0], part.input_ids, part.log_perplexity))
+        rows = []
+        for name, dimension, ids, losses in groups:
+            row = int(losses.argsort()[len(losses) // 2])
+            start = ids[row, :tokens].tolist()
+            if name in made and made[name].spec["protocol"] == "sgs":
+                start = _continuation(self.lm, made[name], row, tokens)
+            rows.append({"written by": name, "dimension": dimension, "windows": len(losses),
+                         "perplexity": float(losses[row].exp()), "text": str(self.lm.tokenizer.decode(start))})
+        chosen = [name for name, options in self.settings.selections.items() if options["rule"] == "igsp"]
+        traces = {name: [asdict(step) for step in self.selection(name, draw).trace] for name in chosen}
+        return {"samples": rows, "traces": traces, "labels": {"draw": draw, "seed": self.settings.seed}}
 
     def _written(self, what: dict[str, Any], stream: int, write: Callable[[Path], Any]) -> Path:
         """Cache folder of text that the model wrote; made once, by one process, and kept whole.
@@ -725,6 +765,14 @@ def _record(spec: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> Reco
     metrics = compute()
     seconds = round(time.perf_counter() - clock, 3)
     return Record(spec, metrics, {**provenance(), "started": started, "finished": now(), "seconds": seconds})
+
+
+def _continuation(lm: LanguageModel, made: CalibrationSet, row: int, tokens: int) -> list[int]:
+    """What the model wrote after the prefix of the first text that begins in a window of SGS, written again."""
+    name = made.windows[row].documents[:2][-1]
+    requests = sgs_requests(lm, made.spec, made.spec["seed"])
+    request = next(r for r in requests if f"sgs/{r.seed:016x}" == name)
+    return write_texts(lm, [request], tokens, "stop", progress=False)[0].ids
 
 
 def _silent() -> bool:

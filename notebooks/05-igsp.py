@@ -242,7 +242,8 @@ study.store.publish("05-igsp", values)
 # that helps is another question: against a random choice from the same pool the total changes by
 # {result}`igsp-minus-random:interval`, against the uniform mix of real text by {result}`igsp-minus-uniform:interval`.
 #
-# The pool here is small, so the best and a random choice share many windows. And text that a small chat model writes about
+# The pool here is small, so the best and a random choice share many windows; {doc}`09-self-written` reads a longer run and
+# takes the choice apart term by term. And text that a small chat model writes about
 # code or mathematics is a poor stand-in for real code and mathematics.
 #
 # ## Exercises

@@ -172,7 +172,7 @@ study.store.publish("06-baselines", values)
 # IGSP minus Self-Cal is {result}`igsp-minus-self-cal:interval` here, IGSP minus SGS {result}`igsp-minus-sgs:interval`; the
 # paper has +2.4 and +4.8 for a model sixty times as large. An interval that contains zero does not rank the two.
 #
-# All three depend on one seed in this run, and a chat model that writes from the beginning-of-sequence token does not
+# All three depend on one seed in this run ({doc}`09-self-written` has three), and a chat model that writes from the beginning-of-sequence token does not
 # write what a base model would.
 #
 # ## Exercises

@@ -37,7 +37,6 @@ draws: Optional[int] = None  # independent calibration sets per strategy
 seed: Optional[int] = None  # first random stream
 
 # %%
-import matplotlib.pyplot as plt
 import pandas as pd
 
 from igsp import figures
@@ -63,36 +62,17 @@ dense = study.dense()
 results = study.run(study.strategies)
 kept = study.retentions(results)
 table = frame(kept).sort_values("total", ascending=False)
+series = {"source": "single source", "mix": "mix"}
 kinds = {
-    name: study.strategies[name].kind.replace("selection", "protocol")
-    for name in table.index
+    name: series.get(study.strategies[name].kind, "self-written") for name in table.index
 }
 
 # %%
-colours = {"source": "#777777", "mix": "#4477AA", "protocol": "#AA3377"}
-shapes = {"source": "o", "mix": "s", "protocol": "D"}
-fig, axes = plt.subplots(figsize=(figures.WIDTH, 0.3 * len(table) + 1.2))
-for place, name in enumerate(table.index):
-    e, kind = kept[name].total, kinds[name]
-    axes.errorbar(
-        e.value,
-        place,
-        xerr=[[max(0, e.value - e.low)], [max(0, e.high - e.value)]],
-        fmt=shapes[kind],
-        color=colours[kind],
-        capsize=2,
-        label={"source": "single source", "protocol": "self-written"}.get(kind, kind),
-    )
-axes.set(
-    yticks=range(len(table)),
-    yticklabels=table.index,
-    xlabel="total retention (%), 95 % interval",
-)
-axes.invert_yaxis()
-handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=False))
-axes.legend(handles.values(), handles, loc="lower right")
+points = [
+    {"label": name, "series": kinds[name], **vars(kept[name].total)} for name in table.index
+]
 figures.show(
-    fig,
+    figures.intervals(pd.DataFrame(points), "total retention (%), 95 % interval"),
     alt=f"Total retention of {len(table)} strategies with intervals. First: "
     + figures.phrase(table.total.head(3).items(), "{:.1f} %")
     + f"; last: {table.index[-1]} {table.total.iloc[-1]:.1f} %.",
@@ -144,7 +124,8 @@ print(
 #
 # {result}`leaderboard/first:interval` is the best total of {result}`leaderboard/cells` cells. Neighbours on this board
 # overlap; trust differences that were paired ({doc}`04-uniform-mix`, {doc}`06-baselines`), not ranks. The two measures
-# rank the strategies with a correlation of {result}`leaderboard/agreement`.
+# rank the strategies with a correlation of {result}`leaderboard/agreement`. {doc}`09-self-written` shows the board of the
+# reference run.
 #
 # ## Exercises
 #

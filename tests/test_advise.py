@@ -26,14 +26,26 @@ def trial_of(value):
 
 def test_the_search_climbs_in_whole_windows_within_its_budget():
     start = {"a": 0.25, "b": 0.25, "c": 0.25, "d": 0.25}
-    found = advise.climb(trial_of(lambda w: -((w["a"] - 0.6) ** 2) - (w["b"] - 0.2) ** 2), start, 16, 20)
-    assert found[0].weights == start and len(found) <= 20
+    found = advise.climb(trial_of(lambda w: -((w["a"] - 0.6) ** 2) - (w["b"] - 0.2) ** 2), start, 16, 40)
+    assert found[0].weights == start and len(found) <= 40
     best = max(found, key=lambda t: t.asked).weights
     assert best["a"] == pytest.approx(0.6, abs=0.07) and best["b"] == pytest.approx(0.2, abs=0.07)
     for trial in found:
         assert sum(trial.weights.values()) == pytest.approx(1)
         assert all(float(16 * w).is_integer() for w in trial.weights.values())
     assert len({tuple(t.weights.values()) for t in found}) == len(found)
+
+
+def test_the_search_spans_the_simplex_before_it_climbs():
+    """All, each single source, each pair: what a quadratic in the shares needs for its coefficients."""
+    start = dict.fromkeys("abcd", 0.25)
+    found = advise.climb(trial_of(lambda w: w["a"]), start, 32, 24)
+    shares = [tuple(t.weights.values()) for t in found]
+    assert len(found) <= 24 and shares[0] == (0.25,) * 4 and shares[1] == (1, 0, 0, 0)
+    assert {s.count(0) for s in shares[1:5]} == {3} and sorted(shares[5])[2:] == [0.5, 0.5]
+    assert sum(max(s) == 1 for s in shares) == 4 and sum(s.count(0.5) == 2 for s in shares) == 6
+    few = advise.climb(trial_of(lambda w: w["0"]), dict.fromkeys(map(str, range(15)), 1 / 15), 32, 12)
+    assert len(few) == 12 and sum(max(t.weights.values()) == 1 for t in few) >= 7
 
 
 def test_the_search_stays_at_the_uniform_mix_where_nothing_is_better():
@@ -44,7 +56,7 @@ def test_the_search_stays_at_the_uniform_mix_where_nothing_is_better():
 @pytest.mark.parametrize(
     ("gain", "floor", "draws", "counts"),
     [((2, 1, 3), 0.5, 3, True), ((2, 1, 3), 2.5, 3, False), ((2, -0.1, 4), 0.5, 3, False), ((2, 1, 3), 0.5, 2, False),
-     ((-2, -3, -1), 0.5, 3, False), ((2, 1, 3), float("nan"), 3, False)],
+     ((-2, -3, -1), 0.5, 3, False), ((2, 1, 3), None, 3, False)],
 )
 def test_a_gain_counts_only_beyond_interval_noise_and_three_draws(gain, floor, draws, counts):
     assert advise.beats(Estimate(*gain), floor, draws) is counts
@@ -119,6 +131,10 @@ def test_advice_on_dimensions_of_ones_own(bench, tmp_path, monkeypatch):
     assert written["weights"] == pytest.approx(found.weights)
     stored = json.loads((folder / "advice.json").read_text())
     assert stored["verdict"] == found.verdict and len(stored["trials"]) == len(found.trials)
+    assert advise.Advice.from_json((folder / "advice.json").read_text()) == found
+    for bad in ("[]", "{}", '{"verdict": 1, "gain": 2}', "no JSON"):
+        with pytest.raises(UsageError, match="no advice"):
+            advise.Advice.from_json(bad)
     with pytest.raises(UsageError, match="not empty"):
         found.save(folder)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 from collections import namedtuple
@@ -17,6 +18,7 @@ from igsp import cli, plan
 from igsp.calibration import CalibrationSet
 from igsp.completion import script
 from igsp.pruning.report import load_masks
+from igsp.sphinxext.reference import commands
 
 TEXT = ["--n", "4", "--seqlen", "32"]
 
@@ -113,6 +115,26 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(run, model, tmp_path, 
         assert any("source stdlib" in step["what"] and "at hand: installed" in step["what"] for step in steps)
     if command[0] != "calibrate":
         assert {"memory", "time"} <= {step["step"] for step in steps}
+
+
+def test_a_dry_run_of_what_only_reads_counts_its_tokens(run, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "_load", None)
+    (tmp_path / "one.yaml").write_text("tasks: [{task: text_math, dimension: math, metric: bits_per_byte, limit: 2}]\n")
+    code, out, _ = run("evaluate", "--model", model, "--suite", tmp_path / "one.yaml", "--dry-run", "--json")
+    steps = json.loads(out)
+    assert code == 0 and [s["step"] for s in steps] == ["reads", "reads", "computes", "memory", "time", "writes"]
+    assert "1 tasks, " in steps[1]["what"] and "forward passes" in steps[2]["what"]
+    found = plan.suite_texts(tmp_path / "one.yaml")["text_math"]
+    assert len([text for text in found if text]) == 2
+    code, _, err = run("evaluate", "--model", model, "--suite", "nowhere.yaml", "--dry-run")
+    assert code == 2 and "unknown suite" in err
+
+
+def test_a_dry_run_of_a_study_is_its_plan(run, tmp_path):
+    for words in (["plan"], ["run", "--dry-run"]):
+        code, out, _ = run("study", *words, "--profile", "quick", "--store", tmp_path / "none", "--json")
+        assert code == 0 and {"task", "count", "done"} <= set(json.loads(out)[0])
+    assert not list(tmp_path.rglob("*.json"))
 
 
 def test_the_plan_counts_what_the_model_holds(model):
@@ -219,16 +241,36 @@ def test_a_failing_disk_is_a_failure_and_not_a_traceback(run, model, tmp_path, m
     assert code == 1 and "No space left" in err
 
 
-def test_every_command_explains_itself(capsys):
-    for name in ("prune", "calibrate", "advise", "evaluate", "completion"):
+LEAVES = [name.split() for name, _ in commands(cli._parser())]
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=" ".join)
+def test_every_command_explains_itself_and_names_the_nearest(path, capsys):
+    def refused(*arguments):
         with pytest.raises(SystemExit) as end:
-            cli.main([name, "--help"])
-        text = capsys.readouterr().out
-        assert end.value.code == 0 and "usage: igsp" in text
-        assert "examples:\n  igsp" in text or 'examples:\n  eval "$(igsp' in text
+            cli.main(arguments)
+        return end.value.code, capsys.readouterr()
+
+    name = path[1:]
+    code, said = refused(*name, "--help")
+    examples = said.out.split("examples:\n", 1)[1].splitlines()
+    assert code == 0 and all(f"igsp {' '.join(name)}" in line or "igsp prune" in line for line in examples if line)
+    for line in examples:  # each example is a command that the parser takes
+        words = shlex.split(line.replace('eval "$(', "").replace(')"', "").partition("|")[0])
+        if words:
+            cli._parser().parse_args(words[words.index("igsp") + 1:])
+    assert "--quiet" in said.out and "-h, --help" in said.out
+    code, said = refused(*name[:-1], name[-1][:-1] + "q")
+    assert code == 2 and f"did you mean {name[-1]}" in said.err
+    code, said = refused(*name, "--quieet")
+    assert code == 2 and "unknown option '--quieet': did you mean --quiet" in said.err
+
+
+@pytest.mark.parametrize("arguments", [["--n", "0"], ["--seqlen", "-3"], ["--n", "many"]])
+def test_a_count_that_is_none_is_refused(arguments, capsys):
     with pytest.raises(SystemExit) as end:
-        cli.main(["prune", "--sparsty", "0.5"])
-    assert end.value.code == 2
+        cli.main(["prune", "--out", "x", *arguments])
+    assert end.value.code == 2 and "a whole number of at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash")

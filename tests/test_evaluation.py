@@ -442,6 +442,24 @@ def test_a_renamed_column_names_task_data_set_and_columns(lm, published):
         evaluate(lm, published, tasks=["written"], progress=False)
 
 
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [([], r"org/sums \(default, test\) has no rows"),
+     (FileNotFoundError("'org/sums' is a gated dataset"), r"org/sums \(default, test\).*gated.*HF_TOKEN"),
+     (FileNotFoundError("Revision 'abc' is gone"), "Revision 'abc' is gone; its place: .IGSP_DATA/org/sums/default/test")],
+)
+def test_an_empty_split_and_what_the_hub_refuses_are_named(lm, published, monkeypatch, found, message):
+    def hub(*_, **__):
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.delenv("IGSP_DATA")
+    monkeypatch.setattr(datasets, "load_dataset", hub)
+    with pytest.raises(AssetError, match=message):
+        evaluate(lm, published, tasks=["text"], progress=False)
+
+
 def test_a_damaged_file_of_the_mirror_is_named(lm, published):
     (published.parent / "org/sums/test.jsonl.gz").write_bytes(gzip.compress(b'{"q": "1'))
     with pytest.raises(AssetError, match=r"test\.jsonl\.gz"):

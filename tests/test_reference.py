@@ -13,8 +13,10 @@ from igsp.errors import AssetError, UsageError
 from igsp.information import CORRELATED
 from igsp.masks import mask_sample, overlap
 from igsp.pruning.report import ModuleReport, PruneReport, pack_mask
-from igsp.reference import noise_floor, reference
-from igsp.store import Record, Store
+from igsp.reference import noise_floor, reference, verify
+from igsp.sphinxext import ledger
+from igsp.sphinxext.values import Value, is_stale
+from igsp.store import Record, Store, record_code
 from igsp.study import settings
 
 SIZE = {"n": settings("small").n, "seqlen": settings("small").seqlen}
@@ -26,7 +28,8 @@ def put(store, name, draw, factor, model="m", method="sparsegpt", sparsity=0.6, 
         "dtype": "bfloat16", "calibration": f"{name}{draw}",
     }
     labels = {"strategy": name, "draw": draw, "calibration": size}
-    store.put(Record(spec, {"scores": toy_scores(factor).to_dict(), "labels": labels, "seconds": {}}, {}))
+    metrics = {"scores": toy_scores(factor).to_dict(), "labels": labels, "seconds": {}, "mask": "/w=="}
+    store.put(Record(spec, metrics, {}))
     if method == "sparsegpt":
         values = {metric: factor + i for i, metric in enumerate(CORRELATED)}
         about = {**spec, "stage": "profile"}
@@ -66,7 +69,75 @@ def test_margins_exist_only_where_both_strategies_do(store):
         put(store, "c4", draw, 1.3, sparsity=0.3)
     margins = reference("small", store.root).margins("uniform", "c4")
     assert list(margins) == [0.3, 0.6]
-    assert margins[0.3]["total"].value == pytest.approx(100 / 1.2 - 100 / 1.3)
+    gap, draws = margins[0.3]
+    assert gap["total"].value == pytest.approx(100 / 1.2 - 100 / 1.3) and draws == 3
+
+
+def test_a_draw_that_some_source_lacks_is_left_out_of_every_comparison(store):
+    for place, name in enumerate(settings("small").sources):
+        for draw in range(2 if name == "arxiv" else 3):
+            put(store, name, draw, 1.5 + 0.1 * place, method="wanda")
+    run = reference("small", store.root)
+    assert run.methods == ["sparsegpt", "wanda"] and run.complete_draws("wanda") == [0, 1]
+    assert run.headline("wanda")["best-single/total"]["draws"] == 2
+    assert {r.draw for r in run.at("wanda")} == {0, 1}
+    assert run.agreement(run, "sparsegpt", "wanda")["total"] == pytest.approx(1)
+
+
+def test_a_method_without_a_complete_draw_is_not_shown(store):
+    put(store, "c4", 0, 1.3, method="wanda")
+    assert reference("small", store.root).methods == ["sparsegpt"]
+
+
+def test_one_draw_has_a_range_and_no_noise_floor(tmp_path):
+    whole = Store(tmp_path)
+    whole.put(Record({"stage": "dense", "model": "m", "suite": "s", "device": "cpu", "dtype": "bfloat16"},
+                     {"scores": toy_scores(1.0).to_dict()}, {}))
+    for place, name in enumerate([*settings("small").sources, "uniform"]):
+        put(whole, name, 0, 1.5 + 0.1 * place)
+    found = reference("small", tmp_path).headline()
+    assert found["spread/total"]["value"] == pytest.approx(100 / 1.5 - 100 / 2.9) and "noise/total" not in found
+    assert found["uniform-minus-web"]["draws"] == 1 and found["uniform-minus-web"]["value"] < 0
+    assert found["spearman/calibration_perplexity/math"]["value"] == -1.0
+
+
+def test_cells_of_other_code_are_marked_until_some_are_verified(store, monkeypatch):
+    class Again:
+        """Stands in for a study: what it computes is one part in a thousand off."""
+
+        asked: list = []  # noqa: RUF012
+
+        def __init__(self, profile, store, stale):
+            self.store = Store(store)
+            assert stale == "recompute"
+
+        def complete(self, cells):
+            Again.asked = cells
+            for old in [r for r in reference("small", store.root).results if r.cell in cells]:
+                scores = old.scores.to_dict()
+                for task in scores["tasks"]:
+                    task["value"] *= 1.001
+                    task["items"] = [[1.001 * bits, size] for bits, size in task["items"]]
+                about = {"code": record_code()}
+                self.store.put(Record(old.record.spec, old.record.metrics | {"scores": scores}, about))
+
+    monkeypatch.setattr("igsp.reference.Study", Again)
+    assert reference("small", store.root).note() == "other code"
+    first = verify("small", store.root, sample=2)
+    assert len(first) == 2 and first["same set"].eq("yes").all()
+    assert first["bits per byte"].to_numpy() == pytest.approx(0.001)
+    two = set(Again.asked)
+    found = verify("small", store.root, sample=4)
+    assert len(found) == 4 and two < set(Again.asked), "a larger sample holds the smaller"
+    run = reference("small", store.root)
+    worst = found.total.abs().max()
+    assert run.note() == f"other code, 4 cells verified within {worst:.1g} points"
+    assert worst == pytest.approx(max(run.retentions(names=[c.strategy])[c.strategy].total.value for c in Again.asked)
+                                  / 1001, rel=0.02)
+    headline = run.headline()
+    assert {entry.get("records") for key, entry in headline.items() if key != "spearman/tests"} == {run.note()}
+    with pytest.raises(UsageError, match="at least 1"):
+        verify("small", store.root, sample=0)
 
 
 def test_other_sizes_and_other_models_stay_out(store):
@@ -139,3 +210,25 @@ def test_makers_count_every_cell_once(store):
     run = reference("small", store.root)
     table = run.makers()
     assert table.cells.sum() == len(run.results) and set(table["this code"]) == {"no"}
+
+
+def test_a_claim_is_judged_under_every_method_that_measured_it():
+    def value(low, high):
+        return Value((low + high) / 2, low, high, draws=3, n=15)
+
+    key = "spearman/calibration_perplexity/general"
+    values = {f"small/{key}": value(0.2, 0.8), f"small/wanda/{key}": value(-0.1, 0.5),
+              "small/uniform-minus-web": value(1, 2)}
+    runs = ledger.judge_runs(ledger.claim("perplexity-general"), values)
+    assert {name: row.verdict.status for name, row in runs.items()} == {
+        "SparseGPT": ledger.HOLDS, "Wanda": ledger.UNTESTABLE}
+    assert list(runs["Wanda"].values) == [f"small/wanda/{key}"]
+    assert list(ledger.judge_runs(ledger.claim("uniform-over-web"), values)) == ["SparseGPT"]
+    rows = ledger.side_by_side({"a": {key: value(0.2, 0.8)}, "b": {}})
+    assert [row["claim"] for row in rows] == ["Perplexity and General"]
+    assert rows[0]["a"].endswith("holds") and rows[0]["b"] == "not measured"
+
+
+def test_a_value_of_stale_records_is_stale_though_this_package_published_it():
+    assert is_stale(Value(1.0, package="aa", records="other code"), "aa")
+    assert not is_stale(Value(1.0, package="aa"), "aa")

@@ -330,9 +330,9 @@ def test_files_of_the_hub_are_read_where_the_repository_is_no_data_set(own, hub)
 
 @pytest.mark.parametrize(
     ("rows", "message"),
-    [(ConnectionError("Couldn't reach the hub"), r"connect.*\$IGSP_DATA/o/n/x/train.jsonl.gz"),
-     (FileNotFoundError("'o/n' is a gated dataset"), "gated.*\n.*HF_TOKEN"),
-     (FileNotFoundError("Revision 'abc' doesn't exist"), "revision abc"), ([], "no text"),
+    [(ConnectionError("Couldn't reach the hub"), r"\$IGSP_DATA/o/n/x/train.jsonl.gz\n.*connect"),
+     (FileNotFoundError("'o/n' is a gated dataset"), "gated.*HF_TOKEN"),
+     (FileNotFoundError("Revision 'abc' doesn't exist"), "revision abc.*doesn't exist"), ([], "no text"),
      ([{"txt": "a", "url": "b"}], "no column 'text' in row 0; its columns are txt, url")],
 )
 def test_what_the_hub_cannot_give_is_named_with_a_way_out(own, hub, rows, message):
@@ -341,6 +341,19 @@ def test_what_the_hub_cannot_give_is_named_with_a_way_out(own, hub, rows, messag
     with pytest.raises(AssetError, match=message) as error:
         documents("mine")
     assert "'mine'" in str(error.value)
+
+
+def test_all_sources_that_cannot_be_had_are_named_at_once(own, hub, tmp_path, monkeypatch):
+    entry = ENTRY | {"origin": "hub", "config": ["x"]}
+    own({name: entry | {"hub": f"o/{name}"} for name in "abc"})
+    monkeypatch.setenv("IGSP_DATA", str(tmp_path))
+    (tmp_path / "o/b/x").mkdir(parents=True)
+    (tmp_path / "o/b/x/train.jsonl.gz").write_bytes(gzip.compress(lines(ROWS)))
+    hub.rows = ConnectionError("no route")
+    with pytest.raises(AssetError, match="no route") as error:
+        sources.fetch(["a", "recipes", "b", "c"])
+    assert [str(tmp_path / f"o/{name}/x/train.jsonl.gz") in str(error.value) for name in "abc"] == [True, False, True]
+    assert len(hub.calls) == 1, "a hub that does not answer is asked once"
 
 
 def test_a_mirror_comes_before_the_hub_and_several_configs_are_joined(own, hub, tmp_path, monkeypatch):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import json
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ import pytest
 
 from igsp.errors import AssetError, UnknownName, UsageError
 from igsp.sources import catalogue
-from igsp.sphinxext import drawings, executed, explorer, ledger
+from igsp.sphinxext import build as book_build
+from igsp.sphinxext import drawings, executed, explorer, ledger, mixtures
 from igsp.sphinxext.values import Value, explain, is_stale, look_up, number, read_values, render
 from igsp.store import Record
 
@@ -291,6 +294,60 @@ def test_the_explorer_cannot_be_broken_out_of() -> None:
     assert "</script><b>" not in page and page.count("</script>") == 1
 
 
+# Mixes of the advice
+
+
+def mixes(n: int) -> np.ndarray:
+    """Shares `[n, 3]` of mixes all over the triangle, each in whole windows of 20."""
+    counts = np.array([(i, j, 20 - i - j) for i in range(21) for j in range(21 - i)])
+    return counts[np.random.default_rng(0).permutation(len(counts))[:n]] / 20
+
+
+def test_a_surface_finds_the_form_behind_the_measurements() -> None:
+    shares = mixes(12)
+    a, b, c = shares.T
+    curved = np.column_stack([60 * a + 70 * b + 50 * c + 8 * a * b, 55 * a + 40 * b + 45 * c - 6 * b * c])
+    found = mixtures.fit(shares, curved, ["general", "code"])
+    assert found.form == "quadratic" and max(found.error.values()) < 1e-9
+    assert found.coefficients["general"] == pytest.approx([60, 70, 50, 8, 0, 0])
+    steps = np.column_stack([np.where(a > 0.3, 90.0, 10.0)])
+    few = mixtures.fit(shares[:4], steps[:4], ["general"])
+    assert few.form != "quadratic", "six coefficients need more than four mixes"
+
+
+@pytest.mark.parametrize("form", ["quadratic", "linear", "nearest"])
+def test_left_out_errors_are_those_of_fits_without_the_mix(form: str) -> None:
+    shares = mixes(10)
+    kept = np.random.default_rng(1).normal(60, 3, (10, 2))
+    for out, error in enumerate(mixtures.left_out(shares, kept, form)):
+        others = np.arange(10) != out
+        if form == "nearest":
+            guess = kept[others][np.linalg.norm(shares[others] - shares[out], axis=1).argmin()]
+        else:
+            solved = np.linalg.lstsq(mixtures.terms(shares[others], form), kept[others], rcond=None)[0]
+            guess = mixtures.terms(shares[[out]], form)[0] @ solved
+        assert error == pytest.approx(kept[out] - guess)
+
+
+# The archive of a release
+
+
+def test_an_archive_is_the_same_twice_and_its_checksum_fits(tmp_path: Path) -> None:
+    for name in ("_build/html/index.html", "book/notebooks/01.ipynb", "book/results/quick/values/01.json", "LICENSE"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    with pytest.raises(UsageError, match=r"CITATION\.cff.*make book"):
+        book_build.archive(tmp_path, tmp_path / "a")
+    (tmp_path / "CITATION.cff").write_text("c")
+    first, second = (book_build.archive(tmp_path, tmp_path / out) for out in "ab")
+    assert first.read_bytes() == second.read_bytes()
+    digest, name = (tmp_path / "a" / f"{first.name}.sha256").read_text().split()
+    assert name == first.name and digest == hashlib.sha256(first.read_bytes()).hexdigest()
+    with zipfile.ZipFile(first) as packed:
+        inside = {name.split("/", 1)[1] for name in packed.namelist()}
+        assert inside == {"html/index.html", "notebooks/01.ipynb", "values/01.json", "LICENSE", "CITATION.cff"}
+
+
 # The worked examples of the prose
 
 
@@ -378,6 +435,30 @@ def test_a_strict_build_shows_numbers_panel_and_provenance(folder: Path) -> None
     assert "injected" not in page and page.count("The mix keeps most.") == 1
 
 
+def advice() -> dict[str, Any]:
+    """Advice as `Advice.to_json` writes it, of six mixes; only what the book reads."""
+    trials = [
+        {"weights": {"web": a, "maths": 1 - a}, "retention": {"general": 60 + a, "math": 50 - 4 * a * a}, "asked": 50.0,
+         "gain": {"value": -a, "low": -1.0, "high": 1.0}} for a in (0.5, 0.0, 0.25, 0.375, 0.75, 1.0)]
+    return {"trials": trials, "settings": {"method": "wanda", "sparsity": 0.6, "n": 8, "seqlen": 64}}
+
+
+def test_advice_gets_a_panel_with_a_table(folder: Path) -> None:
+    stored = folder / "source" / "book" / "results" / "advice"
+    stored.mkdir(parents=True)
+    (stored / "tiny.json").write_text(json.dumps(advice()))
+    run = build(folder, "```{mix-explorer}\n```")
+    assert run.returncode == 0, run.stderr
+    index = (folder / "out" / "index.html").read_text(encoding="utf8")
+    assert "Mixes for tiny" in index and index.count('type="range" min="0" max="8" value="4"') == 2
+    assert "explorer.js" in index and "37.5" in index and "49.44" in index
+    (stored / "tiny.json").write_text('{"trials": [{}], "settings": {}}')
+    assert "tiny.json is no advice" in build(folder, "```{mix-explorer}\n```\n").stderr
+    (stored / "tiny.json").unlink()
+    assert build(folder, "Text.\n\n```{mix-explorer}\n```").returncode == 0
+    assert "Mixes" not in (folder / "out" / "index.html").read_text(encoding="utf8")
+
+
 def test_what_is_not_published_fails_the_build(folder: Path) -> None:
     wrong = {
         "{result}`uniform/totl`": "did you mean uniform/total", "{result}`uniform/total:p`": "has no p",
@@ -388,6 +469,16 @@ def test_what_is_not_published_fails_the_build(folder: Path) -> None:
     run = build(folder, "\n\n".join(wrong))
     assert run.returncode != 0
     assert [words for words in wrong.values() if words not in run.stderr] == []
+
+
+def test_a_preview_marks_what_it_has_not_computed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IGSP_PREVIEW", "1")
+    run = build(folder, "{result}`other/total` {verdict}`" + ledger.claims()[0].id + "`")
+    assert run.returncode == 0, run.stderr
+    index = (folder / "out" / "index.html").read_text(encoding="utf8")
+    assert 'title="other/total: not executed in this build' in index and index.count("not executed in this build") == 2
+    run = build(folder, "{result}`small/total`")
+    assert run.returncode != 0 and "small/total" in run.stderr, "the records are always there"
 
 
 def test_missing_notebooks_are_named_before_the_build(folder: Path) -> None:

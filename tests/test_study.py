@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 import time
 from collections import Counter
@@ -92,6 +93,13 @@ def test_the_page_on_cost_counts_the_tasks_of_the_paper_profile(toy):
         assert text in page
 
 
+def test_every_fault_on_the_page_has_its_test():
+    root = repository_root()
+    named = set(re.findall(r"`(test_\w+)`", (root / "book" / "study.md").read_text()))
+    tests = "".join(path.read_text() for path in (root / "tests").glob("test_*.py"))
+    assert len(named) >= 10 and not [name for name in named if f"def {name}(" not in tests]
+
+
 def test_a_filter_takes_cells_and_names_what_it_does_not_know(toy):
     study = toy(draws=2, grid=[{"methods": ["sparsegpt", "wanda"]}])
     assert study.select(["source=recipes"], ["wanda"]) == [Cell("recipes", d, "wanda", 0.6) for d in (0, 1)]
@@ -114,6 +122,27 @@ def test_a_set_that_cannot_be_made_again_as_recorded_stops_its_cells(toy, tmp_pa
     assert study.run(["recipes"], progress=False)  # on record: nothing has to be made
     with pytest.raises(IgspError, match="'recipes', draw 0, cannot be made again"):
         study.complete([Cell("recipes", 0, "wanda", 0.6)], progress=False)
+
+
+class Screened(ToyStudy):
+    """Its sets are without the documents that contain an item of its suite."""
+
+    found = frozenset()
+
+    def _without(self, strategy):
+        return {"recipes": self.found} if strategy.name == "recipes" else {}
+
+    def _make_calibration(self, strategy, draw):
+        return ToySet(strategy.name, sorted(*self._without(strategy).values()))
+
+
+def test_suites_that_remove_other_documents_have_sets_of_their_own_in_one_store(tmp_path):
+    recorded = set()
+    for suite, found in (("a", frozenset()), ("b", frozenset({"5"})), ("c", frozenset({"5", "7"}))):
+        study = type("Other", (Screened,), {"_suite": suite, "found": found})(store=tmp_path)
+        assert study.run(["recipes"], progress=False)
+        recorded.add(study.recorded_set("recipes", 0)["sha256"])
+    assert len(recorded) == len(log(tmp_path)) == 3
 
 
 def test_a_store_without_records_of_its_sets_knows_them_by_the_labels_of_its_cells(toy):

@@ -6,6 +6,9 @@ Configuration (in `_config.yml` under `sphinx: config:`):
     igsp_results     folder of the published results, relative to the book's root
     igsp_repository  https://github.com/owner/name for the links to Colab and Binder; empty = no links
     igsp_branch      branch those links point to
+
+The environment variable IGSP_PREVIEW makes a preview: notebooks may stand there unexecuted, and what they would have
+published shows as a marked placeholder instead of failing the build.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.errors import ExtensionError
 from sphinx.util import logging
 
-from igsp.sphinxext import benchmarks, claims, executed, quiz, reference, runs, site
+from igsp.sphinxext import benchmarks, claims, executed, howto, mixtures, quiz, reference, runs, site
 from igsp.sphinxext.base import NOTEBOOKS, ProfileRole, ResultRole, VerdictRole
 
 logger = logging.getLogger(__name__)
@@ -34,13 +37,17 @@ DIRECTIVES = {
     "notebook-panel": runs.NotebookPanel, "notebook-provenance": runs.NotebookProvenance,
     "execution-statistics": runs.ExecutionStatistics, "sources-table": reference.SourcesTable,
     "protocol-settings": reference.ProtocolSettings, "values-table": reference.ValuesTable,
-    "cli-reference": reference.CliReference, "explorer": reference.Explorer,
+    "cli-reference": reference.CliReference, "explorer": reference.Explorer, "mix-explorer": mixtures.MixExplorer,
     "quiz": quiz.Quiz, "exercises": quiz.Exercises, "course-file": quiz.CourseFile, "benchmarks": benchmarks.Benchmarks,
+    "advice": howto.AdviceShown, "transcript": howto.Transcript,
 }
 
 
 def _read_environment(app: Sphinx, config: Config) -> None:
     config.igsp_profile = os.environ.get("IGSP_PROFILE") or config.igsp_profile
+    config.igsp_preview = bool(os.environ.get("IGSP_PREVIEW"))
+    if config.igsp_preview:
+        config.suppress_warnings = [*config.suppress_warnings, "ref.numref"]  # figures that were not drawn
     toc = Path(app.srcdir) / "_toc.yml"
     named = re.findall(rf"file: *({NOTEBOOKS}/\S+)", toc.read_text(encoding="utf8")) if toc.exists() else []
     missing = sorted(name for name in named if not (Path(app.srcdir) / f"{name}.ipynb").exists())
@@ -56,8 +63,9 @@ def _read_notebook(app: Sphinx, docname: str, content: list[str]) -> None:
     if not path.endswith(".ipynb"):
         return
     notebook = json.loads(content[0])
-    for problem in executed.problems(notebook, app.config.igsp_profile):
-        logger.warning(f"{docname} {problem}", location=docname, type="igsp")
+    if not app.config.igsp_preview or "igsp" in notebook["metadata"]:
+        for problem in executed.problems(notebook, app.config.igsp_profile):
+            logger.warning(f"{docname} {problem}", location=docname, type="igsp")
     content[0] = json.dumps(executed.prepare(notebook))
 
 
@@ -67,6 +75,7 @@ def _read_again(app: Sphinx, env: BuildEnvironment, added: set[str], changed: se
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_config_value("igsp_profile", "quick", "env")
+    app.add_config_value("igsp_preview", False, "env")
     app.add_config_value("igsp_results", "book/results", "env")
     app.add_config_value("igsp_repository", "", "env")
     app.add_config_value("igsp_branch", "main", "env")

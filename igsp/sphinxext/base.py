@@ -17,6 +17,7 @@ from igsp.sphinxext.values import Value, current_package, explain, is_stale, loo
 
 NOTEBOOKS = "book/notebooks"
 VERDICT_KIND = {ledger.HOLDS: "holds", ledger.DIFFERS: "differs", ledger.UNTESTABLE: "untestable"}
+PENDING, WAY_OUT = "not executed in this build", "make book runs its notebook"
 
 
 def results_folder(env: BuildEnvironment) -> Path:
@@ -40,22 +41,37 @@ def page_link(env: BuildEnvironment, docname: str, *content: nodes.Node) -> node
                                  refdoc=env.docname, refwarn=True)
 
 
-def result_nodes(env: BuildEnvironment, key: str, value: Value, form: str) -> list[nodes.Node]:
-    """A published number linked to the notebook that computed it, with a badge if other code computed it."""
+def result_nodes(env: BuildEnvironment, key: str, value: Value, form: str, marked: bool = True) -> list[nodes.Node]:
+    """A published number linked to the notebook that computed it, `marked` with a badge if other code computed it."""
     shown = nodes.abbreviation("", render(value, form), explanation=explain(key, value), classes=["igsp-result"])
     result: list[nodes.Node] = [page_link(env, f"{NOTEBOOKS}/{value.notebook}", shown)]
-    if is_stale(value, current_package()):
+    if marked and is_stale(value, current_package()):
         result += [nodes.Text(" "), badge("stale", "stale")]
     return result
 
 
+def judged(env: BuildEnvironment, row: ledger.Claim) -> ledger.Judged:
+    """A claim on the values of this build; a preview leaves open what it has not computed."""
+    values = published(env)
+    if env.config.igsp_preview and not values.keys() >= set(row.ours):
+        return ledger.Judged(row, ledger.Verdict(PENDING, WAY_OUT))
+    return ledger.judge(row, values, env.config.igsp_profile)
+
+
 class ResultRole(SphinxRole):
-    """`` {result}`key` `` or `` {result}`key:format` ``; the formats are `values.FORMATS`."""
+    """`` {result}`key` `` or `` {result}`key:format` ``; the formats are `values.FORMATS`.
+
+    A preview shows a placeholder for what it has not computed; the reference run's values are always there.
+    """
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         key, _, form = self.text.partition(":")
+        values = published(self.env)
+        if self.config.igsp_preview and key not in values and not key.startswith(f"{ledger.REFERENCE}/"):
+            about = {"explanation": f"{key}: {PENDING}, {WAY_OUT}", "classes": ["igsp-badge", "igsp-stale"]}
+            return [nodes.abbreviation("", "not executed", **about)], []
         try:
-            return result_nodes(self.env, key, look_up(published(self.env), key), form or "value"), []
+            return result_nodes(self.env, key, look_up(values, key), form or "value"), []
         except IgspError as error:
             return _refused(self, error)
 
@@ -65,8 +81,7 @@ class VerdictRole(SphinxRole):
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         try:
-            row = ledger.claim(self.text)
-            return [verdict_badge(ledger.judge(row, published(self.env), self.config.igsp_profile).verdict)], []
+            return [verdict_badge(judged(self.env, ledger.claim(self.text)).verdict)], []
         except IgspError as error:
             return _refused(self, error)
 
@@ -84,7 +99,7 @@ def _refused(role: SphinxRole, error: IgspError) -> tuple[list[nodes.Node], list
 
 
 def verdict_badge(verdict: ledger.Verdict) -> nodes.inline:
-    return badge(verdict.status, VERDICT_KIND[verdict.status])
+    return badge(verdict.status, VERDICT_KIND.get(verdict.status, "stale"))
 
 
 class BookDirective(SphinxDirective):

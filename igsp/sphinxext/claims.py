@@ -11,9 +11,9 @@ from docutils.parsers.rst import directives
 from igsp.assets import catalog
 from igsp.sources import DIMENSIONS
 from igsp.sphinxext import drawings, ledger
-from igsp.sphinxext.base import BookDirective, published, result_nodes, verdict_badge
-from igsp.sphinxext.tables import Cell, definitions, table
-from igsp.sphinxext.values import look_up, render, signed_form
+from igsp.sphinxext.base import BookDirective, judged, published, result_nodes, verdict_badge
+from igsp.sphinxext.tables import Cell, badge, definitions, table
+from igsp.sphinxext.values import current_package, is_stale, look_up, render, signed_form
 
 
 class ClaimDirective(BookDirective):
@@ -21,13 +21,12 @@ class ClaimDirective(BookDirective):
 
     def judged(self) -> list[ledger.Judged]:
         """The claims on the values of this build."""
-        values = published(self.env)
-        return [ledger.judge(row, values, self.config.igsp_profile) for row in ledger.claims()]
+        return [judged(self.env, row) for row in ledger.claims()]
 
-    def reference(self) -> list[ledger.Judged]:
-        """The claims on the values of the reference run."""
+    def reference(self) -> list[tuple[ledger.Claim, dict[str, ledger.Judged]]]:
+        """The claims with their verdicts on the values of the reference run, by pruning method."""
         values = published(self.env)
-        return [ledger.judge_reference(row, values) for row in ledger.claims()]
+        return [(row, ledger.judge_runs(row, values)) for row in ledger.claims()]
 
     def ours(self, row: ledger.Judged) -> list[nodes.Node]:
         """The values of a claim, one after another, each linked to its notebook."""
@@ -35,12 +34,26 @@ class ClaimDirective(BookDirective):
         for key, value in row.values.items():
             if result:
                 result.append(nodes.Text("; "))
-            result += result_nodes(self.env, key, value, signed_form(key))
+            result += result_nodes(self.env, key, value, signed_form(key), marked=False)
             if value.p is not None:
                 result.append(nodes.Text(f", p {render(value, 'p')}"))
             if value.p_holm is not None:
                 result.append(nodes.Text(f" (Holm {render(value, 'p-holm')})"))
         return result
+
+    def found(self, row: ledger.Judged, method: str = "") -> list[nodes.Node]:
+        """Verdict, the values behind it, the reason, and a badge if other code made the values."""
+        values = [*self.ours(row), nodes.Text(": ")] if row.values else []
+        head = [nodes.Text(f"{method} ")] if method and row.values else []
+        result = [*head, verdict_badge(row.verdict), nodes.Text(" "), *values, nodes.Text(f"{row.verdict.reason}.")]
+        stale = [value.records or "other code" for value in row.values.values() if is_stale(value, current_package())]
+        for text in dict.fromkeys(stale):
+            result += [nodes.Text(" "), badge(f"stale: made by {text}", "stale")]
+        return result
+
+    def runs(self, runs: dict[str, ledger.Judged]) -> list[nodes.paragraph]:
+        """`found` of each pruning method, a paragraph each."""
+        return [nodes.paragraph("", "", *self.found(row, method)) for method, row in runs.items()]
 
 
 class ClaimLedger(ClaimDirective):
@@ -51,22 +64,16 @@ class ClaimLedger(ClaimDirective):
     def build(self) -> list[nodes.Node]:
         wanted = self.options.get("status")
         pairs = zip(self.reference(), self.judged(), strict=True)
-        rows = [self._row(*pair) for pair in pairs if wanted in (None, pair[0].claim.status)]
+        rows = [self._row(*pair, built) for pair, built in pairs if wanted in (None, pair[0].status)]
         shown = self.config.igsp_profile
         caption = f"Claims of the paper against the reference run ({ledger.REFERENCE}) and this build ({shown})."
         headings = ["Claim", "Paper", f"Reference run ({ledger.REFERENCE})", f"This build ({shown})"]
         return [table(headings, rows, caption, classes="igsp-ledger")]
 
-    def _row(self, reference: ledger.Judged, built: ledger.Judged) -> list[Cell]:
-        claim = reference.claim
+    def _row(self, claim: ledger.Claim, runs: dict[str, ledger.Judged], built: ledger.Judged) -> list[Cell]:
         statement = nodes.inline("", "", *self.inline(claim.statement), ids=[f"claim-{claim.id}"])
         paper = [*self.inline(claim.paper), nodes.Text(f" [{claim.locator}]")]
-        return [statement, paper, self._found(reference), self._found(built)]
-
-    def _found(self, row: ledger.Judged) -> list[nodes.Node]:
-        """Verdict, the values behind it and the reason."""
-        values = [*self.ours(row), nodes.Text(": ")] if row.values else []
-        return [verdict_badge(row.verdict), nodes.Text(" "), *values, nodes.Text(f"{row.verdict.reason}.")]
+        return [statement, paper, self.runs(runs), self.found(built)]
 
 
 class ClaimDetails(ClaimDirective):
@@ -95,39 +102,33 @@ def rule_text(rule: Mapping[str, Any]) -> str:
 
 
 class Findings(ClaimDirective):
-    """One line per claim of the abstract: verdict of the reference run, statement, our number."""
+    """An item per claim of the abstract: statement, the paper's number, ours and the verdict by pruning method."""
 
     def build(self) -> list[nodes.Node]:
         result = nodes.bullet_list(classes=["igsp-findings"])
-        for row in self.reference():
-            if row.claim.status != "primary":
-                continue
-            here = [nodes.Text("Here: "), *self.ours(row)] if row.values else [nodes.Text("Not measured here")]
-            content = [verdict_badge(row.verdict), nodes.Text(" "), *self.inline(row.claim.statement),
-                       nodes.Text(" Paper: "), *self.inline(row.claim.paper), nodes.Text(". "), *here, nodes.Text(".")]
-            result += nodes.list_item("", nodes.paragraph("", "", *content))
+        for claim, runs in self.reference():
+            if claim.status == "primary":
+                paper = [nodes.Text(" Paper: "), *self.inline(claim.paper), nodes.Text(".")]
+                said = nodes.paragraph("", "", *self.inline(claim.statement), *paper)
+                result += nodes.list_item("", said, *self.runs(runs))
         return [result]
 
 
 class ClaimsThatDiffer(ClaimDirective):
-    """A section per claim that does not hold in the reference run, with the likely reasons."""
+    """A section per claim that does not hold under every method of the reference run, with the likely reasons."""
 
     def build(self) -> list[nodes.Node]:
-        rows = [row for row in self.reference() if row.verdict.status != ledger.HOLDS]
-        if not rows:
-            return [nodes.paragraph("", "Every claim of the ledger holds in the reference run.")]
         result: list[nodes.Node] = []
-        for row in rows:
-            section = nodes.section("", nodes.title("", row.claim.title), ids=[f"why-{row.claim.id}"])
-            section += nodes.paragraph("", "", *self.inline(row.claim.statement), nodes.Text(" "),
-                                       verdict_badge(row.verdict), nodes.Text(f" Here {row.verdict.reason}."))
-            section += nodes.paragraph("", "", nodes.Text("Paper: "), *self.inline(row.claim.paper),
-                                       nodes.Text(f" ({row.claim.setting})."))
-            if row.values:
-                section += nodes.paragraph("", "", nodes.Text("Here: "), *self.ours(row), nodes.Text("."))
-            section += nodes.paragraph("", "", *self.inline(row.claim.differs))
+        for claim, runs in self.reference():
+            if all(row.verdict.status == ledger.HOLDS for row in runs.values()):
+                continue
+            section = nodes.section("", nodes.title("", claim.title), ids=[f"why-{claim.id}"])
+            paper = [nodes.Text(" Paper: "), *self.inline(claim.paper), nodes.Text(f" ({claim.setting}).")]
+            section += nodes.paragraph("", "", *self.inline(claim.statement), *paper)
+            section += self.runs(runs)
+            section += nodes.paragraph("", "", *self.inline(claim.differs))
             result.append(section)
-        return result
+        return result or [nodes.paragraph("", "Every claim of the ledger holds in the reference run.")]
 
 
 class TradeoffFigure(BookDirective):

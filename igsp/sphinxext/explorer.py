@@ -79,7 +79,7 @@ def likelihood_retention(pruned: Mapping[str, Any], dense: Mapping[str, Any]) ->
 
 
 def html(found: Sequence[Point]) -> str:
-    """The explorer as HTML: four choices, an empty drawing that the script fills, and the data."""
+    """The explorer as HTML: five choices, an empty drawing that the script fills, and the data."""
     shared = set.intersection(*(set(p.metrics) for p in found))
     metrics = sorted(shared, key=lambda name: (name not in FIRST, name))
     choices = {
@@ -87,14 +87,20 @@ def html(found: Sequence[Point]) -> str:
         "metric": ("Metric", [(name, name.replace("_", " ")) for name in metrics]),
         "dimension": ("Retention of", [(name, name.capitalize()) for name in (*DIMENSIONS, "total")]),
         "scale": ("Axes", [("values", "values"), ("ranks", "ranks")]),
+        "strategy": ("Highlight", [("", "nothing"), *((name, name) for name in sorted({p.strategy for p in found}))]),
     }
     form = "".join(_select(name, title, options) for name, (title, options) in choices.items())
-    data = json.dumps([asdict(p) for p in found], separators=(",", ":")).replace("<", "\\u003c")
+    data = to_json([asdict(p) for p in found])
     return (
         f'<div class="igsp-explorer"><form onsubmit="return false">{form}</form>'
         '<svg viewBox="0 0 520 350" role="img" aria-label="Scatter plot of the chosen metric and retention"></svg>'
         f'<p data-summary aria-live="polite"></p><script type="application/json">{data}</script></div>'
     )
+
+
+def to_json(data: Any) -> str:
+    """JSON that can stand in a script element."""
+    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _select(name: str, title: str, options: Iterable[tuple[str, str]]) -> str:

@@ -8,10 +8,11 @@ from typing import Any
 
 from igsp.assets import catalog
 from igsp.errors import UnknownName, UsageError
-from igsp.sphinxext.values import Value, look_up
+from igsp.sphinxext.values import Value, interval, look_up, signed_form
 
 HOLDS, DIFFERS, UNTESTABLE = "holds", "differs", "not testable at this scale"
-REFERENCE = "small"  # profile of the committed records; its published values have keys that begin with `small/`
+REFERENCE = "small"  # profile of the committed records
+RUNS = {"SparseGPT": REFERENCE, "Wanda": f"{REFERENCE}/wanda"}  # its published values: the claim's key behind this
 
 
 @dataclass(frozen=True)
@@ -100,17 +101,39 @@ def judge(claim: Claim, values: Mapping[str, Value], profile: str) -> Judged:
     return Judged(claim, RULES[kind](claim.rule, used), used)
 
 
-def judge_reference(claim: Claim, values: Mapping[str, Value]) -> Judged:
-    """Decides `claim` on the reference run's values, whose keys are the claim's own behind `small/`.
+def judge_reference(claim: Claim, values: Mapping[str, Value], run: str = REFERENCE) -> Judged:
+    """Decides `claim` on values of the reference run, whose keys are the claim's own behind `<run>/`.
 
     What the reference run did not measure gives "not testable at this scale".
     """
-    recorded = {key.removeprefix(f"{REFERENCE}/"): v for key, v in values.items() if key.startswith(f"{REFERENCE}/")}
-    missing = [key for key in claim.ours if key not in recorded]
-    if missing:
+    recorded = {key.removeprefix(f"{run}/"): value for key, value in values.items() if key.startswith(f"{run}/")}
+    if not recorded.keys() >= set(claim.ours):
         return Judged(claim, Verdict(UNTESTABLE, "the reference run has not measured it"))
     found = judge(claim, recorded, REFERENCE)
-    return Judged(claim, found.verdict, {f"{REFERENCE}/{key}": value for key, value in found.values.items()})
+    return Judged(claim, found.verdict, {f"{run}/{key}": value for key, value in found.values.items()})
+
+
+def judge_runs(claim: Claim, values: Mapping[str, Value]) -> dict[str, Judged]:
+    """`judge_reference` by pruning method: the first of `RUNS`, and the others where they have measured the claim."""
+    found = {name: judge_reference(claim, values, run) for name, run in RUNS.items()}
+    return {name: row for name, row in found.items() if row.values or name == next(iter(RUNS))}
+
+
+def side_by_side(runs: Mapping[str, Mapping[str, Value]]) -> list[dict[str, str]]:
+    """A row per claim that some of the runs measured: the values of each run with its verdict."""
+    rows = []
+    for row in claims():
+        found = {name: judge(row, values, REFERENCE) for name, values in runs.items() if values.keys() >= set(row.ours)}
+        if found:
+            rows.append({"claim": row.title, "paper": row.paper} | {name: _told(found.get(name)) for name in runs})
+    return rows
+
+
+def _told(judged: Judged | None) -> str:
+    if judged is None:
+        return "not measured"
+    values = (interval(value, signed_form(key) == "signed-interval") for key, value in judged.values.items())
+    return f"{'; '.join(values)}: {judged.verdict.status}"
 
 
 def _side(value: Value, bound: float) -> int:

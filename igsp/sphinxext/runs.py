@@ -97,7 +97,7 @@ class NotebookProvenance(NotebookDirective):
         return [
             ("Source", code(str(about.get("source")))), ("Commit", commit), ("Package source", package),
             ("Lock file", short(about.get("lock"))),
-            ("Model", [nodes.Text(f"{model.get('name')} "), short(model.get("fingerprint"))]),
+            ("Model", [nodes.Text(f"{model['name']} "), short(model["fingerprint"])] if model else "none needed"),
             ("Data", short(about.get("data"))),
             ("Device", ", ".join(str(about[name]) for name in ("device", "processor", "dtype") if about.get(name))),
             ("Seed", str(about.get("seed"))),

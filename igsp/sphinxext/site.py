@@ -10,6 +10,7 @@ from typing import Any
 from sphinx.application import Sphinx
 
 from igsp.assets import catalog, members, read_member
+from igsp.errors import AssetError
 from igsp.sphinxext.drawings import favicon
 
 STATIC = Path(__file__).parent / "static"
@@ -26,7 +27,11 @@ def write_static(app: Sphinx) -> None:
     if app.builder.format != "html":
         return
     static = Path(app.outdir) / "_static"
-    _write_mathjax(static / "mathjax")
+    try:
+        _write_mathjax(static / "mathjax")
+    except AssetError:
+        if not app.config.igsp_preview:  # a preview without the wheel shows formulas as they are typed
+            raise
     static.mkdir(parents=True, exist_ok=True)
     palette = catalog("palette")["dimensions"]
     (static / "favicon.svg").write_text(favicon(palette), encoding="utf8")

@@ -34,6 +34,7 @@ class Value:
         package: SHA-256 of the package source that computed it.
         p, p_holm: p-value, alone and corrected for the whole table.
         draws: independent calibration sets behind it, where that matters.
+        records: of what is read from records that other code made: what is known about them.
     """
 
     value: float
@@ -48,6 +49,7 @@ class Value:
     p: float | None = None
     p_holm: float | None = None
     draws: int | None = None
+    records: str | None = None
 
     @property
     def has_interval(self) -> bool:
@@ -138,6 +140,8 @@ def explain(key: str, value: Value) -> str:
         parts.append(f"n = {value.n}")
     if value.p is not None:
         parts.append(f"p = {p_text(value.p)}, Holm {p_text(value.p_holm)}")
+    if value.records:
+        parts.append(f"records made by {value.records}")
     return "; ".join([*parts, f"notebook {value.notebook}"])
 
 
@@ -151,8 +155,8 @@ def current_package() -> str | None:
 
 
 def is_stale(value: Value, package: str | None) -> bool:
-    """True if `value` was computed by another package source than `package`."""
-    return package is not None and value.package is not None and value.package != package
+    """True if `value` was computed by another package source than `package`, or from records that other code made."""
+    return bool(value.records) or (package is not None and value.package is not None and value.package != package)
 
 
 def signed_form(key: str) -> str:

@@ -1,18 +1,23 @@
 """What the study runner adds to the work itself.
 
-    python tests/benchmarks/scheduler.py simulate --cells 100000
-    python tests/benchmarks/scheduler.py overhead --executor local --jobs 2 --seconds 5 --cells 16
+    python tests/benchmarks/scheduler.py simulate --cells 100000 --jobs 64
+    python tests/benchmarks/scheduler.py overhead --executor local --jobs 2 --seconds 10 --cells 16
+    python tests/benchmarks/scheduler.py study --profile quick --jobs 2
 
 `simulate` runs a grid through the real planner, scheduler and store; only the workers are made up: their times are
 sampled and pass on a clock of their own, some tasks fail and some workers are lost. `overhead` runs cells that sleep on
-real workers and compares with the sum of their sleeps.
+real workers, `study` all tasks of a profile in a fresh store. Both compare with a bare loop: the time that tasks took
+inside the workers, shared out evenly. `--out` adds the runs to a record that the book shows.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import heapq
 import json
+import os
+import platform
 import random
 import sys
 import tempfile
@@ -26,7 +31,10 @@ import light
 from toy import ToyStudy
 
 from igsp import executors
+from igsp.assets import whole_or_nothing
+from igsp.cluster import RayCluster
 from igsp.executors import Done, Failed, LocalPool, Lost, Ready
+from igsp.study import Study
 
 METHODS = ["sparsegpt", "wanda", "magnitude"]
 
@@ -78,75 +86,81 @@ class Quiet(ToyStudy):
 
 
 def simulate(cells: int, slots: int, root: Path) -> dict[str, Any]:
-    """One run with failures, and the rerun that finishes it."""
+    """One run with failures, the rerun that finishes it, and reading what they left."""
     draws = 50
     names = len(Quiet(store=root).strategies)
     steps = -(-cells // (draws * names * len(METHODS)))
     grid = [{"methods": METHODS, "sparsities": [round(i / (steps + 1), 6) for i in range(1, steps + 1)]}]
-    result: dict[str, Any] = {}
-    for name, failing in (("first", 1e-3), ("rerun", 0.0)):
+    runs: dict[str, Any] = {}
+    for name, failing in (("some of them failing", 1e-3), ("run again", 0.0)):
+        clock = Clock()
         study = Quiet(store=root, draws=draws, grid=grid)
-        begun = time.perf_counter()
         tasks = study.tasks()
         workers = Simulated(study, slots, failing, losing=1e-3)
-        scheduler = executors.Scheduler(study, tasks, workers, progress=name == "first")
-        planned = time.perf_counter()
-        summary = scheduler.run(lambda: study)  # noqa: B023
-        ended = time.perf_counter()
+        summary = executors.run(study, tasks, workers, lambda: study, progress=False)  # noqa: B023
         count = sum(task.cell is not None for task in tasks)
-        result[name] = {
-            "cells": count, "tasks": summary.total, "computed": summary.computed, "failed": len(summary.failed),
-            "planning_seconds": planned - begun, "running_seconds": ended - planned,
-            "milliseconds_per_cell": 1000 * (ended - begun) / count, "workers": slots,
+        runs[f"{count:,} cells, {name}"] = clock.read() | {
+            "tasks": summary.total, "computed": summary.computed, "failed": len(summary.failed),
+            "cpu_milliseconds_per_cell": 1000 * clock.read()["cpu_seconds"] / count,
             "simulated_hours": workers.now / 3600, "busy": workers.busy / max(1e-9, workers.now * slots),
         }
-    begun = time.perf_counter()
-    frame = study.store.frame()
-    result["frame"] = {"records": len(frame), "seconds": time.perf_counter() - begun}
-    return result
+    clock = Clock()
+    runs[f"{len(study.store.frame()):,} records into a table"] = clock.read()
+    return runs
 
 
-def overhead(executor: str, jobs: int, seconds: float, cells: int, root: Path) -> dict[str, Any]:
-    """Sleeping cells on real workers; the start of the workers is told apart."""
-    names = tuple(f"cell-{i}" for i in range(cells))
-    make = light.maker(root, seconds=seconds, names=names)
-    study = make()
-    tasks = study.tasks()
-    workers: executors.Executor
-    if executor == "ray":
-        from igsp.cluster import RayCluster
+class Clock:
+    """Seconds since it was made, on the wall and of this process."""
 
-        workers = RayCluster(None, jobs)
-    else:
-        workers = LocalPool(jobs, 1)
-    begun = time.perf_counter()
-    scheduler = executors.Scheduler(study, tasks, workers, progress=False)
-    marks: list[float] = []
-    keep, assign = scheduler._keep, workers.submit
-    workers.submit = lambda *a: (marks.append(time.perf_counter()), assign(*a))[1]  # type: ignore[method-assign]
-    scheduler._keep = lambda *a: (keep(*a), marks.append(time.perf_counter()))[0]  # type: ignore[method-assign]
-    scheduler.run(make)
-    wall, work = marks[-1] - marks[0], seconds * cells / jobs
+    def __init__(self) -> None:
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+    def read(self) -> dict[str, float]:
+        return {"seconds": time.perf_counter() - self.wall, "cpu_seconds": time.process_time() - self.cpu}
+
+
+def measure(name: str, study: Any, workers: executors.Executor, make: Callable[[], Any]) -> dict[str, Any]:
+    """A run, and the same tasks in a bare loop; the start of the workers is left out of both."""
+    summary = executors.run(study, study.tasks(), workers, make)
+    bare = sum(record.seconds for record in study.store.records()) / summary.workers
     return {
-        "executor": executor, "workers": jobs, "cells": cells, "seconds_per_cell": seconds,
-        "seconds": wall, "bare_seconds": work, "overhead": wall / work - 1, "start_seconds": marks[0] - begun,
+        f"{name}, runner": {"seconds": bare / summary.busy, "busy": summary.busy, "overhead": 1 / summary.busy - 1,
+                            "tasks": summary.computed, "failed": len(summary.failed)},
+        f"{name}, bare loop": {"seconds": bare},
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["simulate", "overhead"])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["simulate", "overhead", "study"])
     parser.add_argument("--cells", type=int, default=16)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--profile", default="quick")
     parser.add_argument("--executor", choices=["local", "ray"], default="local")
+    parser.add_argument("--out", type=Path, help="record to add to, book/results/benchmarks/scheduler.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if options.what == "simulate":
-            result = simulate(options.cells, options.jobs, Path(folder))
+            runs = simulate(options.cells, options.jobs, Path(folder))
         else:
-            result = overhead(options.executor, options.jobs, options.seconds, options.cells, Path(folder))
-    print(json.dumps(result, indent=1))
+            name = f"{options.jobs} workers ({options.executor}), "
+            if options.what == "overhead":
+                cells = tuple(f"cell-{i}" for i in range(options.cells))
+                make: Any = light.maker(folder, seconds=options.seconds, names=cells)
+                name += f"{options.cells} cells of {options.seconds:g} s"
+            else:
+                make = functools.partial(Study, options.profile, folder)
+                name += f"profile {options.profile}"
+            workers = RayCluster(None, options.jobs) if options.executor == "ray" else LocalPool(options.jobs, 1)
+            runs = measure(name, make(), workers, make)
+    print(json.dumps(runs, indent=1))
+    if options.out:
+        record = json.loads(options.out.read_text()) if options.out.exists() else {"contenders": {}}
+        record |= {"benchmark": "scheduler", "machine": {"cores": os.cpu_count(), "python": platform.python_version()}}
+        record["contenders"] |= runs
+        with whole_or_nothing(options.out) as temporary:
+            temporary.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

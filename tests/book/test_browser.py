@@ -9,6 +9,8 @@ from urllib.parse import urlparse
 
 import pytest
 
+from igsp.sphinxext import mixtures
+
 pytestmark = pytest.mark.book
 
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
@@ -132,6 +134,39 @@ def test_the_explorer_answers_to_the_keyboard(contexts: dict[str, Any], address:
         tab.keyboard.press("ArrowDown")
     assert summary.inner_text() != before
     assert tab.locator(".igsp-explorer svg").get_attribute("aria-label") == summary.inner_text()
+    chosen = tab.locator("[data-control=strategy] option").nth(1).get_attribute("value")
+    tab.locator("[data-control=strategy]").select_option(chosen)
+    assert tab.locator(".igsp-mark-chosen").count() <= 1 and f" {chosen}: " in summary.inner_text()
     tab.locator("[data-control=scale]").select_option("ranks")
     assert tab.locator(".igsp-mark-mix").count() == 0, "only single sources are ranked"
     tab.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_mix_sliders_tell_measured_from_interpolated(contexts: dict[str, Any], axe: str, scheme: str) -> None:
+    """Retention 60 + 8 ab at shares a and b: the fit is exact, so that the sliders must show it between the mixes."""
+    trials = [{"weights": {"web": a, "maths": 1 - a}, "retention": {"general": 60 + 8 * a * (1 - a)}}
+              for a in (0.5, 0.0, 0.25, 0.75, 1.0)]
+    static = Path(mixtures.__file__).parent / "static"
+    style, script = ((static / name).read_text(encoding="utf8") for name in ("igsp.css", "explorer.js"))
+    panel = mixtures.html("tiny", 8, mixtures.measured(trials))
+    tab = contexts[scheme].new_page()
+    tab.set_content(f"<html lang=en><title>t</title><style>{style}</style><main><h1>t</h1>{panel}</main>"
+                    f"<script>{script}</script>")
+    first, summary, sliders = tab.locator("tbody td").first, tab.locator("[data-summary]"), tab.locator("input")
+    assert first.inner_text() == "62.00" and summary.inner_text() == "Measured: mix 1 of the table below."
+    sliders.first.focus()
+    tab.keyboard.press("ArrowLeft")
+    share = 3 / 7
+    assert sliders.first.get_attribute("aria-valuetext") == "3 windows, 42.9 %"
+    assert first.inner_text() == f"{60 + 8 * share * (1 - share):.2f} ± 0.00"
+    assert summary.inner_text().startswith("Interpolated")
+    tab.keyboard.press("Home")
+    assert first.inner_text() == "60.00" and tab.locator("tbody td").nth(1).inner_text() == "−2.00"
+    sliders.last.focus()
+    tab.keyboard.press("Home")
+    assert first.inner_text() == "" and "at least one" in summary.inner_text()
+    tab.evaluate(axe)
+    report = tab.evaluate("rules => axe.run(document, {runOnly: {type: 'tag', values: rules}})", RULES)
+    tab.close()
+    assert [violation["id"] for violation in report["violations"]] == []

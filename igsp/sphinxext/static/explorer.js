@@ -4,7 +4,7 @@
 function startExplorer(root) {
   const data = JSON.parse(root.querySelector("script[type='application/json']").textContent);
   const control = (name) => root.querySelector(`[data-control="${name}"]`);
-  const [run, metric, dimension, scale] = ["run", "metric", "dimension", "scale"].map(control);
+  const [run, metric, dimension, scale, strategy] = ["run", "metric", "dimension", "scale", "strategy"].map(control);
   const picture = root.querySelector("svg");
   const summary = root.querySelector("[data-summary]");
   const box = { left: 62, right: 500, top: 14, bottom: 300 };
@@ -65,6 +65,10 @@ function startExplorer(root) {
     shown.forEach((p, i) => {
       const mark = shapes[p.kind](x.at(xs[i]), y.at(ys[i]));
       mark.setAttribute("class", `igsp-mark igsp-mark-${p.kind}`);
+      if (p.strategy === strategy.value) {
+        mark.classList.add("igsp-mark-chosen");
+        parts.push(svg("text", { x: x.at(xs[i]), y: y.at(ys[i]) - 14, "text-anchor": x.at(xs[i]) > 280 ? "end" : "start" }, p.strategy));
+      }
       mark.append(svg("title", {}, `${p.strategy}: ${metric.value} ${p.metrics[metric.value]}, ${dimension.value} ${p.retention[dimension.value]} %`));
       parts.push(mark);
     });
@@ -74,11 +78,54 @@ function startExplorer(root) {
     summary.textContent = `${run.value}: over ${sources.length} sources the rank correlation of ${metric.selectedOptions[0].text} with ` +
       `${dimension.selectedOptions[0].text} retention is ${Number.isFinite(rho) ? rho.toFixed(2).replace("-", "\u2212") : "not defined"}. ` +
       `Most is kept by ${best.strategy}: ${best.retention[dimension.value].toFixed(1)} %.`;
+    const chosen = rows.find((p) => p.strategy === strategy.value);
+    if (chosen) summary.textContent += ` ${chosen.strategy}: ${chosen.retention[dimension.value].toFixed(1)} %, place ` +
+      `${rows.filter((p) => p.retention[dimension.value] > chosen.retention[dimension.value]).length + 1} of ${rows.length}.`;
     picture.setAttribute("aria-label", summary.textContent);
   }
 
-  for (const select of [run, metric, dimension, scale]) select.addEventListener("change", draw);
+  for (const select of [run, metric, dimension, scale, strategy]) select.addEventListener("change", draw);
   draw();
 }
 
-for (const root of document.querySelectorAll(".igsp-explorer")) startExplorer(root);
+// Sliders over mixes: the measured retention where the mix was measured, else the interpolation that the build fitted.
+function startMixes(root) {
+  const data = JSON.parse(root.querySelector("script[type='application/json']").textContent);
+  const sliders = [...root.querySelectorAll("input")];
+  const rows = [...root.querySelectorAll("tbody tr")];
+  const signed = (v) => (v < 0 ? "\u2212" : "+") + Math.abs(v).toFixed(2);
+  const apart = (trial, shares) => Math.hypot(...trial.shares.map((share, i) => share - shares[i]));
+
+  function terms(shares) {
+    if (data.form === "linear") return shares;
+    return [...shares, ...shares.flatMap((a, i) => shares.slice(i + 1).map((b) => a * b))];
+  }
+
+  function draw() {
+    const total = sliders.reduce((sum, slider) => sum + Number(slider.value), 0);
+    const shares = sliders.map((slider) => (total ? slider.value / total : 0));
+    sliders.forEach((slider, i) => {
+      const text = `${slider.value} windows, ${(100 * shares[i]).toFixed(1)} %`;
+      slider.nextElementSibling.textContent = text;
+      slider.setAttribute("aria-valuetext", text);
+    });
+    const nearest = data.trials.reduce((a, b) => (apart(b, shares) < apart(a, shares) ? b : a));
+    const measured = apart(nearest, shares) < 1e-6;
+    data.dimensions.forEach((name, d) => {
+      const [value, against] = rows[d].querySelectorAll("td");
+      const kept = measured || data.form === "nearest" ? nearest.kept[d]
+        : terms(shares).reduce((sum, term, i) => sum + term * data.coefficients[name][i], 0);
+      value.textContent = total ? kept.toFixed(2) + (measured ? "" : ` \u00b1 ${data.error[name].toFixed(2)}`) : "";
+      against.textContent = total ? signed(kept - data.trials[0].kept[d]) : "";
+    });
+    root.querySelector("[data-summary]").textContent = !total ? "Give at least one source a window."
+      : measured ? `Measured: mix ${data.trials.indexOf(nearest) + 1} of the table below.`
+      : "Interpolated: this mix was not measured.";
+  }
+
+  for (const slider of sliders) slider.addEventListener("input", draw);
+  root.hidden = false;
+  draw();
+}
+
+for (const root of document.querySelectorAll(".igsp-explorer")) (root.matches(".igsp-mixes") ? startMixes : startExplorer)(root);
