@@ -60,7 +60,7 @@ def model_card(lm: LanguageModel, report: PruneReport, calibration: CalibrationS
         "Embeddings, norms, biases and the output head are as they were. The licence of the base model holds.",
         "## Load it\n\nThis is a plain checkpoint: `AutoModelForCausalLM.from_pretrained(folder)`. The zeros are "
         "stored, so file and memory are as large as before; unstructured zeros save time only in a runtime that "
-        "skips them. Fine-tuning fills them again unless the masks (`masks.safetensors`, read by "
+        "skips them. Fine-tuning fills them again unless the masks (`masks/masks.safetensors`, read by "
         "`igsp.pruning.report.load_masks`) are kept.",
     ]
     if calibration is not None:

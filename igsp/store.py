@@ -5,17 +5,20 @@ A store lies in a local folder or at any address that fsspec knows (`s3://bucket
 
 from __future__ import annotations
 
+import ast
 import datetime
 import fcntl
 import functools
 import hashlib
 import importlib.metadata
+import io
 import json
 import logging
 import os
 import platform
 import subprocess
 import time
+import tokenize
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -46,6 +49,7 @@ _SET_CODE = ("calibration.py", "sources.py", "readers.py", "catalog/sources")
 _WRITTEN_CODE = (
     "protocols/", "generation.py", "sampling.py", "decoding.py", "vllm_engine.py", "catalog/protocols", "catalog/stems",
 )
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def canonical(spec: Mapping[str, Any]) -> str:
@@ -89,8 +93,25 @@ def _sources_sha256(included: tuple[str, ...], excluded: tuple[str, ...]) -> str
     for path in sorted([*root.rglob("*.py"), *root.rglob("*.yaml")]):
         name = path.relative_to(root).as_posix()
         if name.startswith(included) and not name.startswith(excluded):
-            digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
+            digest.update(f"{name}\0{_instructions(path)}\0".encode())
     return digest.hexdigest()
+
+
+def _instructions(path: Path) -> str:
+    """A source file without what says nothing to the machine: docstrings, comments and empty lines of Python."""
+    text = path.read_text(encoding="utf8")
+    if path.suffix != ".py":
+        return text
+    lines = text.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column].rstrip()
+    for node in ast.walk(ast.parse(text)):
+        first = node.body[0] if isinstance(node, _DOCUMENTED) and node.body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            lines[first.lineno - 1 : first.end_lineno] = [""] * (first.end_lineno - first.lineno + 1)  # type: ignore[operator]
+    return "\n".join(filter(str.strip, lines))
 
 
 def versions() -> dict[str, str]:

@@ -446,7 +446,8 @@ def test_a_renamed_column_names_task_data_set_and_columns(lm, published):
     ("found", "message"),
     [([], r"org/sums \(default, test\) has no rows"),
      (FileNotFoundError("'org/sums' is a gated dataset"), r"org/sums \(default, test\).*gated.*HF_TOKEN"),
-     (FileNotFoundError("Revision 'abc' is gone"), "Revision 'abc' is gone; its place: .IGSP_DATA/org/sums/default/test")],
+     (FileNotFoundError("Revision 'abc' is gone"),
+      "Revision 'abc' is gone; its place: .IGSP_DATA/org/sums/default/test")],
 )
 def test_an_empty_split_and_what_the_hub_refuses_are_named(lm, published, monkeypatch, found, message):
     def hub(*_, **__):

@@ -121,7 +121,7 @@ def test_stop_restart_and_ignore(llama):
         return generate(llama, [[5]] * 24, 30, list(range(24)), temperature=1.5, eos=eos, progress=False)
 
     stops = set(stop_tokens(llama))
-    assert set(llama.tokenizer.all_special_ids) <= stops  # "end of text" is no text, even where the model ends otherwise
+    assert set(llama.tokenizer.all_special_ids) <= stops  # special tokens are no text
     stopped, restarted, ignored = write("stop"), write("restart"), write("ignore")
     assert any(t.ended for t in stopped) and any(len(t.pieces) > 1 for t in restarted)
     assert all(t.ended == (len(t.ids) < 30) and len(t.pieces) == 1 for t in stopped)

@@ -11,7 +11,17 @@ import pytest
 
 from igsp.assets import whole_or_nothing
 from igsp.cli import main
-from igsp.store import Record, Store, canonical, differences, key_of, package_sha256, record_code, set_code
+from igsp.store import (
+    Record,
+    Store,
+    _instructions,
+    canonical,
+    differences,
+    key_of,
+    package_sha256,
+    record_code,
+    set_code,
+)
 
 
 def record(value=1.0, **spec):
@@ -193,3 +203,13 @@ def test_diff_command_exits_by_what_it_finds(tmp_path, capsys):
     b.put(cell(2.5))
     assert main(["diff", str(a.root), str(b.root), "--json"]) == 1
     assert main(["diff", str(a.root), str(b.root), "--relative", "0.5"]) == 0
+
+
+def test_the_hash_of_the_code_passes_over_what_only_people_read(tmp_path):
+    path = tmp_path / "module.py"
+    path.write_text('"""One."""\n\ndef double(x):  # two\n    """Three."""\n    return x + x, "#"\n')
+    first = _instructions(path)
+    path.write_text('def double(x):\n    """Other\n    words."""\n\n    # more\n    return x + x, "#"\n')
+    assert _instructions(path) == first == 'def double(x):\n    return x + x, "#"'
+    path.write_text('def double(x):\n    return x + x, ""\n')
+    assert _instructions(path) != first

@@ -22,6 +22,8 @@ from igsp.calibration import CalibrationSet
 from igsp.errors import UsageError
 from igsp.models import LanguageModel
 
+MASKS = "masks/masks.safetensors"  # in a folder of its own: loaders take every such file beside the weights for weights
+
 
 @dataclass(frozen=True)
 class ModuleReport:
@@ -144,7 +146,7 @@ def unpack_mask(packed: Tensor, rows: int, columns: int) -> Tensor:
 
 def load_masks(folder: str | Path) -> dict[str, Tensor]:
     """Boolean masks by Linear name from a folder written by `save`."""
-    with safe_open(Path(folder) / "masks.safetensors", "pt") as file:
+    with safe_open(Path(folder) / MASKS, "pt") as file:
         shapes = json.loads((file.metadata() or {})["shapes"])
         return {name: unpack_mask(file.get_tensor(name), *shape) for name, shape in shapes.items()}
 
@@ -156,7 +158,7 @@ def save(
     """Writes the pruned model to a new folder, whole or not at all.
 
     The folder holds a plain safetensors checkpoint and the tokenizer (any transformers program loads it; files larger
-    than `max_shard_size` are split), `masks.safetensors` (bit-packed, see `load_masks`), `manifest.json` (model, data,
+    than `max_shard_size` are split), `masks/masks.safetensors` (bit-packed, see `load_masks`), `manifest.json` (model, data,
     versions and report, see `card.manifest`) and a model card, `README.md`.
 
     Raises:
@@ -194,7 +196,8 @@ def write_records(
 
     shapes = {m.name: [m.rows, m.columns] for m in report.modules}
     masks = {name: mask.clone() for name, mask in report.masks.items()}  # safetensors wants memory of its own
-    save_file(masks, folder / "masks.safetensors", {"shapes": json.dumps(shapes)})
+    (folder / MASKS).parent.mkdir(exist_ok=True)
+    save_file(masks, folder / MASKS, {"shapes": json.dumps(shapes)})
     (folder / "manifest.json").write_text(json.dumps(card.manifest(lm, report, calibration), indent=1))
     (folder / "README.md").write_text(card.model_card(lm, report, calibration), encoding="utf8")
 

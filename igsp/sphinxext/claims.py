@@ -45,7 +45,12 @@ class ClaimDirective(BookDirective):
         """Verdict, the values behind it, the reason, and a badge if other code made the values."""
         values = [*self.ours(row), nodes.Text(": ")] if row.values else []
         head = [nodes.Text(f"{method} ")] if method and row.values else []
-        result = [*head, verdict_badge(row.verdict), nodes.Text(" "), *values, nodes.Text(f"{row.verdict.reason}.")]
+        said = nodes.Text(f"{row.verdict.reason}.")
+        return [*head, verdict_badge(row.verdict), nodes.Text(" "), *values, said, *self.stale(row)]
+
+    def stale(self, row: ledger.Judged) -> list[nodes.Node]:
+        """A badge if other code made the values."""
+        result: list[nodes.Node] = []
         stale = [value.records or "other code" for value in row.values.values() if is_stale(value, current_package())]
         for text in dict.fromkeys(stale):
             result += [nodes.Text(" "), badge(f"stale: made by {text}", "stale")]
@@ -102,16 +107,23 @@ def rule_text(rule: Mapping[str, Any]) -> str:
 
 
 class Findings(ClaimDirective):
-    """An item per claim of the abstract: statement, the paper's number, ours and the verdict by pruning method."""
+    """The claims of the abstract as a table: the paper's number, ours and the verdict by pruning method."""
 
     def build(self) -> list[nodes.Node]:
-        result = nodes.bullet_list(classes=["igsp-findings"])
-        for claim, runs in self.reference():
-            if claim.status == "primary":
-                paper = [nodes.Text(" Paper: "), *self.inline(claim.paper), nodes.Text(".")]
-                said = nodes.paragraph("", "", *self.inline(claim.statement), *paper)
-                result += nodes.list_item("", said, *self.runs(runs))
-        return [result]
+        pairs = [(claim, runs) for claim, runs in self.reference() if claim.status == "primary"]
+        methods = list(dict.fromkeys(method for _, runs in pairs for method in runs if method))
+        rows = []
+        for claim, runs in pairs:
+            found = [self.told(runs.get(method) or runs.get("")) for method in methods]
+            rows.append([self.inline(claim.statement), self.inline(claim.paper), *found])
+        caption = "What the abstract claims, and what the reference run measured"
+        return [table(["Claim", "Paper", *methods], rows, caption, classes="igsp-ledger")]
+
+    def told(self, row: ledger.Judged | None) -> Cell:
+        """Verdict and values of a claim under one method."""
+        if row is None or not row.values:
+            return "not measured"
+        return [verdict_badge(row.verdict), nodes.Text(" "), *self.ours(row), *self.stale(row)]
 
 
 class ClaimsThatDiffer(ClaimDirective):
