@@ -309,7 +309,7 @@ if shifts:
 # %% tags=["hide-input"]
 for row in gaps:
     key = "" if row["method"] == s.method else f"{row['method']}/"
-    note = run.note(row["method"])
+    note = "" if run.verified(row["method"]) else run.note(row["method"])
     values[f"{key}{row['name']}-minus-{row['key']}"] = {
         **vars(row["gap"]["total"]),
         "unit": "points",

@@ -273,6 +273,7 @@ def test_points_join_cells_with_their_metrics_and_dense_scores() -> None:
     store = [
         record("dense", {"scores": scores(general=1.0, code=0.5)}),
         record("profile", {"information": {"calibration_perplexity": 12.34567}}, calibration="a"),
+        record("profile", {"information": {"calibration_perplexity": 10.34567}}, calibration="b"),
         cell("a", 0.6, source.id, 0, general=2.0, code=1.0), cell("b", 0.6, source.id, 1, general=1.25, code=0.625),
         cell("a", 0.5, "uniform", 0, general=1.0, code=0.5),
         cell("c", 0.5, "never-profiled", 0, general=1.0, code=0.5),
@@ -284,7 +285,7 @@ def test_points_join_cells_with_their_metrics_and_dense_scores() -> None:
         ("wanda 60 %, 16 × 256 tokens", source.id, source.dimension, 2)]
     assert found[0].retention == {"general": 100.0, "code": 100.0, "total": 100.0}
     assert found[1].retention == {"general": 65.0, "code": 65.0, "total": 65.0}
-    assert found[1].metrics == {"calibration_perplexity": 12.35}
+    assert [p.metrics["calibration_perplexity"] for p in found] == [12.35, 11.35], "a mean over the draws"
     assert explorer.points(store[1:-1]) == [], "without dense scores there is no retention"
 
 

@@ -22,7 +22,7 @@ from igsp.calibration import CalibrationSet
 from igsp.errors import UsageError
 from igsp.models import LanguageModel
 
-MASKS = "masks/masks.safetensors"  # in a folder of its own: loaders take every such file beside the weights for weights
+MASKS = "masks/masks.safetensors"  # not beside the weights: loaders take every such file there for weights
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,8 @@ def save(
     """Writes the pruned model to a new folder, whole or not at all.
 
     The folder holds a plain safetensors checkpoint and the tokenizer (any transformers program loads it; files larger
-    than `max_shard_size` are split), `masks/masks.safetensors` (bit-packed, see `load_masks`), `manifest.json` (model, data,
-    versions and report, see `card.manifest`) and a model card, `README.md`.
+    than `max_shard_size` are split), `masks/masks.safetensors` (bit-packed, see `load_masks`), `manifest.json` (model,
+    data, versions and report, see `card.manifest`) and a model card, `README.md`.
 
     Raises:
         UsageError: the folder exists and is not empty.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
@@ -24,7 +25,7 @@ class Point:
     Attributes:
         run: method, sparsity and size of the calibration set, in words.
         strategy: source id, mix or protocol.
-        kind: the dimension of a source, `mix` for everything that is not a source.
+        kind: the dimension of a source, else `mix` or `self-written`.
         metrics: OIT metrics by name, of the first draw that has them.
         retention: likelihood retention in percent by dimension, and `total`.
         draws: calibration draws behind the retention.
@@ -39,7 +40,7 @@ class Point:
 
 
 def points(records: Iterable[Record]) -> list[Point]:
-    """The points that a store of records holds, ordered by run and strategy.
+    """The points that a store of records holds, by run (that with the most strategies first) and strategy.
 
     A store can hold several generations of scores (another suite, other versions): the one whose dense model was
     scored last is shown. A pruned cell counts if the metrics of its calibration set are in the store.
@@ -50,21 +51,25 @@ def points(records: Iterable[Record]) -> list[Point]:
         return []
     newest = max(dense, key=lambda record: str(record.provenance.get("finished", "")))
     metrics = {r.spec["calibration"]: r.metrics["information"] for r in everything if r.spec.get("stage") == "profile"}
-    groups: dict[tuple[str, str], list[tuple[dict[str, float], str]]] = {}
+    groups: dict[tuple[str, str], list[tuple[dict[str, float], Record]]] = {}
     for record in everything:
         if record.spec.get("stage") == "cell" and _setting(record) == _setting(newest):
             kept = likelihood_retention(record.metrics["scores"], newest.metrics["scores"])
             labels = record.metrics["labels"]
             key = (run_name(record.spec, labels.get("calibration") or {}), labels["strategy"])
-            groups.setdefault(key, []).append((kept, record.spec["calibration"]))
+            groups.setdefault(key, []).append((kept, record))
     found = []
-    for (run, strategy), cells in sorted(groups.items()):
-        known = next((metrics[sha] for _, sha in cells if sha in metrics), None)
-        if known is not None:
-            kept = {name: _round(np.mean([cell[name] for cell, _ in cells])) for name in cells[0][0]}
-            values = {name: _round(value) for name, value in known.items()}
-            found.append(Point(run, strategy, _kind(strategy), values, kept, len(cells)))
+    sizes = Counter(run for run, _ in groups)
+    for (run, strategy), cells in sorted(groups.items(), key=lambda item: (-sizes[item[0][0]], item[0])):
+        known = [metrics[record.spec["calibration"]] for _, record in cells if record.spec["calibration"] in metrics]
+        if known:
+            kept = _means([cell for cell, _ in cells])
+            found.append(Point(run, strategy, _kind(strategy, cells[0][1]), _means(known), kept, len(cells)))
     return found
+
+
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: _round(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
 def likelihood_retention(pruned: Mapping[str, Any], dense: Mapping[str, Any]) -> dict[str, float]:
@@ -119,9 +124,10 @@ def _setting(record: Record) -> str:
     return str([record.spec.get(key) for key in ("model", "device", "dtype", "suite", "versions")])
 
 
-def _kind(strategy: str) -> str:
+def _kind(strategy: str, record: Record) -> str:
     source = catalogue().get(strategy)
-    return source.dimension if source else "mix"
+    protocol = record.metrics["labels"].get("calibration", {}).get("kind") == "protocol"
+    return source.dimension if source else "self-written" if protocol else "mix"
 
 
 def _round(value: Any) -> float:

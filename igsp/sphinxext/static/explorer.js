@@ -37,12 +37,13 @@ function startExplorer(root) {
     commonsense: (x, y) => svg("rect", { x: x - 5.5, y: y - 5.5, width: 11, height: 11 }),
     code: (x, y) => svg("path", { d: `M${x} ${y - 7}l7 12h-14z` }),
     math: (x, y) => svg("path", { d: `M${x} ${y - 8}l8 8l-8 8l-8-8z` }),
+    "self-written": (x, y) => svg("path", { d: `M${x} ${y - 7}v14M${x - 7} ${y}h14`, fill: "none", "stroke-width": 2.5 }),
     mix: (x, y) => svg("path", { d: `M${x - 6} ${y - 6}l12 12M${x + 6} ${y - 6}l-12 12`, fill: "none", "stroke-width": 2.5 }),
   };
 
   function draw() {
     const rows = data.filter((p) => p.run === run.value && p.metrics[metric.value] !== undefined);
-    const sources = rows.filter((p) => p.kind !== "mix");
+    const sources = rows.filter((p) => p.kind !== "mix" && p.kind !== "self-written");
     const ranked = scale.value === "ranks";
     const shown = ranked ? sources : rows;
     let xs = shown.map((p) => p.metrics[metric.value]);
