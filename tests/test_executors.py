@@ -74,14 +74,14 @@ import sys
 sys.path.insert(0, {tests!r})
 from light import run
 if __name__ == "__main__":
-    print(run({root!r}, {jobs}, seconds=3.0).computed, flush=True)
+    print(run({root!r}, {jobs}, seconds=3.0, behave={behave}).computed, flush=True)
 """
 
 
-def driver(root, jobs):
+def driver(root, jobs, behave=None):
     """A driver in a process group of its own, as a shell would start it."""
     code = root.parent / f"{root.name}-driver.py"
-    code.write_text(DRIVER.format(tests=str(Path(__file__).parent), root=str(root), jobs=jobs))
+    code.write_text(DRIVER.format(tests=str(Path(__file__).parent), root=str(root), jobs=jobs, behave=behave))
     return subprocess.Popen([sys.executable, str(code)], start_new_session=True, text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE)
 
@@ -104,7 +104,7 @@ def children(pid):
 def test_a_driver_that_is_killed_or_interrupted_is_taken_up_where_it_was(tmp_path, undisturbed, blow):
     root = tmp_path / "store"
     root.mkdir()
-    first = driver(root, 2)
+    first = driver(root, 2, {"igsp": 600})  # it cannot end before the blow
     wait_for_cells(root, 1)
     time.sleep(0.2)
     workers = children(first.pid)
