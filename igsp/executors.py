@@ -24,6 +24,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, Protocol
+from unittest.mock import patch
 
 from tqdm import tqdm
 
@@ -152,8 +153,9 @@ class LocalPool:
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_serve, args=(theirs, environment), name=f"igsp-worker-{slot}")
-        process.start()
+        process = self._context.Process(target=_serve, args=(theirs,), name=f"igsp-worker-{slot}")
+        with patch.dict(os.environ, environment):  # it imports the driver's main module first, which may load torch
+            process.start()
         theirs.close()
         self._workers[slot] = (process, ours)
         with suppress(OSError):  # it died at once: the next look at its end of the pipe tells
@@ -216,9 +218,8 @@ def _ending(code: int) -> str:
     return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
-def _serve(connection: Connection, environment: Mapping[str, str]) -> None:
+def _serve(connection: Connection) -> None:
     """Life of a worker process: makes its study, then one task after the other until the driver hangs up."""
-    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver decides
     threading.Thread(target=_end_with_driver, daemon=True).start()
     with suppress(EOFError, BrokenPipeError):

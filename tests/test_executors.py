@@ -277,3 +277,35 @@ def test_the_command_plans_runs_and_reports(command):
     assert code == 2 and "did you mean stdlib" in text
     with pytest.raises(SystemExit, match="2"):
         command("run", "--jobs", "0")
+
+
+EARLY = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+from igsp import executors
+from light import LightStudy
+
+class Threads(LightStudy):
+    def _compute(self, name):
+        with open(self.store.root / "log", "a") as log:
+            log.write(str(torch.get_num_threads()) + chr(10))
+
+def make():
+    return Threads({root!r})
+
+if __name__ == "__main__":
+    study = make()
+    executors.run(study, study.tasks(), executors.LocalPool(1, 1), make, progress=False)
+    print(torch.get_num_threads())
+"""
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core has one thread")
+def test_a_worker_has_its_share_of_the_cores_though_the_script_loads_torch_first(tmp_path):
+    code = tmp_path / "early.py"
+    code.write_text(EARLY.format(tests=str(Path(__file__).parent), root=str(tmp_path)))
+    environment = {k: v for k, v in os.environ.items() if k not in executors.THREADS}
+    found = subprocess.run([sys.executable, str(code)], env=environment, capture_output=True, text=True, timeout=120)
+    assert int(found.stdout) > 1, found.stderr
+    assert set(log(tmp_path)) == {"1"}
