@@ -537,18 +537,20 @@ class Study:
     def tasks(self, cells: Sequence[Cell] | None = None) -> dict[Task, tuple[Task, ...]]:
         """The tasks behind cells (default: the grid), each with the tasks that it has to wait for.
 
-        In a good order: long texts that a model writes first, and everything after what it waits for.
+        In a good order: long texts that a model writes first, everything after what it waits for, and the short tasks
+        that nothing waits for last, where they fill the time in which the other workers end their last cells.
         """
         first: dict[Task, tuple[Task, ...]] = {Task("dense", ""): ()}
         then: dict[Task, tuple[Task, ...]] = {}
+        last: dict[Task, tuple[Task, ...]] = {}
         for cell in self.cells() if cells is None else cells:
             kind = self._strategy(cell.strategy).kind
             made = Task("calibration", cell.strategy, cell.draw)
             pool = (Task("pool", "", cell.draw),) if kind == "selection" else ()
             (then if kind in ("source", "mix") else first).update({**dict.fromkeys(pool, ()), made: pool})
-            then[Task("profile", cell.strategy, cell.draw)] = (made,)
+            last[Task("profile", cell.strategy, cell.draw)] = (made,)
             then[Task("cell", cell.strategy, cell.draw, cell)] = (made,)
-        return first | then
+        return first | then | last
 
     def select(self, only: Sequence[str] = (), methods: Sequence[str] = ()) -> list[Cell]:
         """Cells of the grid that a filter lets through.

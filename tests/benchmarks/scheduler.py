@@ -105,7 +105,8 @@ def simulate(cells: int, slots: int, root: Path) -> dict[str, Any]:
             "simulated_hours": workers.now / 3600, "busy": workers.busy / max(1e-9, workers.now * slots),
         }
     clock = Clock()
-    runs[f"{len(study.store.frame()):,} records into a table"] = clock.read()
+    table = study.store.frame()
+    runs[f"{len(table):,} records into a table"] = clock.read()
     return runs
 
 
