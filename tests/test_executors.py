@@ -70,7 +70,8 @@ def test_what_waits_for_a_failed_task_is_left_and_counted(tmp_path):
 
 
 DRIVER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts in the background without it
 sys.path.insert(0, {tests!r})
 from light import run
 if __name__ == "__main__":
