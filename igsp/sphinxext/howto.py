@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from abc import abstractmethod
 from pathlib import Path
 
 from docutils import nodes
@@ -25,8 +26,9 @@ class RecordShown(BookDirective):
         path = results_folder(self.env) / self.folder / f"{self.arguments[0]}.json"
         return self.shown(path) if path.exists() else []
 
+    @abstractmethod
     def shown(self, path: Path) -> list[nodes.Node]:
-        raise NotImplementedError
+        """The nodes that show the file."""
 
 
 class AdviceShown(RecordShown):
