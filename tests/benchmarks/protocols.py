@@ -82,7 +82,10 @@ def main() -> None:
     choice.join()
     lm = load_model(options.model, device="cpu", dtype="bfloat16")
     size = {"n": options.n, "seqlen": options.seqlen}
-    for name, protocol in {"IGSP": igsp, "Self-Cal": self_cal, "SGS": partial(sgs, source=options.source)}.items():
+    protocols: dict[str, Callable[..., Any]] = {
+        "IGSP": igsp, "Self-Cal": self_cal, "SGS": partial(sgs, source=options.source)
+    }
+    for name, protocol in protocols.items():
         contenders[f"{name}, from nothing to {options.n} windows"] = timed(partial(protocol, lm, **size))
         print(json.dumps(contenders, indent=1), flush=True)
     record = {
