@@ -83,7 +83,7 @@ class Advice:
 
     @property
     def verdict(self) -> str:
-        """One sentence: what is recommended and why."""
+        """What is recommended and why, in one sentence."""
         gain = f"{self.gain['total']} points on the asked dimensions"
         if self.noise_floor is not None:
             gain += f", noise floor {self.noise_floor:.1f}"
@@ -381,14 +381,14 @@ def picture(advice: Advice) -> Any:
 
     use_style()
     colours, shapes = palette(), markers()
-    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4))
+    fig, (left, right) = plt.subplots(1, 2, figsize=(8.5, 4.6))
     for dimension in advice.trials[0].retention:
         own = [sum(w for s, w in t.weights.items() if source(s).dimension == dimension) for t in advice.trials]
         kept = [t.retention[dimension] for t in advice.trials]
         style = {"color": colours.get(dimension), "marker": shapes.get(dimension)}
-        left.scatter([100 * share for share in own], kept, s=28, label=dimension, **style)
+        left.scatter([100 * share for share in own], kept, s=28, label=dimension.capitalize(), **style)
     left.set(xlabel="share of the dimension's own sources (%)", ylabel="retention (%)", title="What a share buys")
-    left.legend(loc="upper center", ncol=4, frameon=False, fontsize=9, columnspacing=0.8, handletextpad=0.1)
+    left.legend(loc="upper center", ncol=4, frameon=False, fontsize=8.5, columnspacing=0.6, handletextpad=0.1)
     left.margins(y=0.15)
     others = [d for d in advice.trials[0].retention if d not in advice.keep]
     x = np.array([t.asked for t in advice.trials])
@@ -406,9 +406,9 @@ def picture(advice: Advice) -> Any:
                        fmt=shape, ms=8, capsize=3, label=f"{name} (block order, other items)")
     right.set(xlabel="asked dimensions, weighted mean (%)", title="The price",
               ylabel="mean of the other dimensions (%)" if others else "smallest dimension (%)")
-    fig.legend(*right.get_legend_handles_labels(), loc="lower center", ncol=4, frameon=False)
-    fig.suptitle(textwrap.fill(advice.verdict, 110), fontsize=9.5)
-    fig.tight_layout(rect=(0, 0.08, 1, 1))
+    fig.legend(*right.get_legend_handles_labels(), loc="lower center", ncol=2, frameon=False)
+    fig.suptitle(textwrap.fill(advice.verdict, 95), fontsize=9.5)
+    fig.tight_layout(rect=(0, 0.12, 1, 1))
     return fig
 
 

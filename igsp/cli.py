@@ -99,6 +99,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--methods": {"help": "pruning methods to keep, as a,b"},
     "--parameter": {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE"),
                     "help": "set a parameter, as -p sparsity 0.5; may be repeated"},
+    "--times": {"metavar": "STORE", "help": "plan with the times recorded there, where the study has none of its own"},
     "--executor": {"choices": ["local", "ray"], "default": "local"},
     "--jobs": {"type": _positive, "help": "workers (default one per GPU, or per core without one)"},
     "--threads": {"type": _positive, "help": "cores per worker (default cores / jobs; ray: 1)"},
@@ -154,8 +155,8 @@ def _commands() -> list[tuple[Any, ...]]:
         ("evaluate", _evaluate, "scores of a model on a suite of tasks",
          [*model, "--suite", "--run-code", ("--out", optional), *dry],
          "igsp evaluate --model pruned --suite quick --out pruned.json"),
-        ("study plan", _study_plan, "how many tasks there are, what is done, and how long the rest will take", study,
-         "igsp study plan --profile small"),
+        ("study plan", _study_plan, "how many tasks there are, what is done, and how long the rest will take",
+         [*study, "--times"], "igsp study plan --profile small"),
         ("study run", _study_run, "compute the missing tasks of a profile on many workers",
          [*study, "--dry-run", "--executor", "--jobs", "--threads", "--address"],
          "igsp study run --profile small --only kind=mix --jobs 2",
@@ -237,7 +238,8 @@ def _table(rows: Sequence[dict[str, Any]], json_wanted: bool) -> None:
     elif rows:
         import pandas as pd
 
-        print(pd.DataFrame(list(rows)).to_string(index=False))
+        shown = [{name: "-" if value is None else value for name, value in row.items()} for row in rows]
+        print(pd.DataFrame(shown).to_string(index=False))
 
 
 def _dry(options: argparse.Namespace, reads: Sequence[str], plan: Any, written: str, computes: str = "") -> bool:
@@ -402,7 +404,8 @@ def _profile(options: argparse.Namespace) -> None:
 
 
 def _prune(options: argparse.Namespace) -> None:
-    from igsp.plan import SLOWDOWN, gigabytes, plan, spoken
+    from igsp.executors import duration
+    from igsp.plan import SLOWDOWN, gigabytes, plan
     from igsp.pruning.driver import prune, save
     from igsp.pruning.streaming import prune_folder
 
@@ -418,7 +421,7 @@ def _prune(options: argparse.Namespace) -> None:
     if _dry(options, reads, planned, written):
         return
     if not options.quiet:
-        low, high = (spoken(planned.floor * factor) for factor in SLOWDOWN)
+        low, high = (duration(planned.floor * factor) for factor in SLOWDOWN)
         print(f"at least {gigabytes(planned.memory)} of memory, {low} to {high}", file=sys.stderr)
     settings = {"method": options.method, "sparsity": options.sparsity, "pattern": options.pattern,
                 "order": options.order, "progress": not options.quiet}
@@ -434,7 +437,7 @@ def _prune(options: argparse.Namespace) -> None:
         print(json.dumps(report.totals(), indent=1))
     else:
         print(f"{report.reached:.1%} of {report.weights:,} weights are zero, mean layer error {report.error:.3f}, "
-              f"{spoken(report.seconds)}, peak memory {gigabytes(report.peak_memory)}: {options.out}")
+              f"{duration(report.seconds)}, peak memory {gigabytes(report.peak_memory)}: {options.out}")
 
 
 def _size(options: argparse.Namespace) -> tuple[int, int | None]:
@@ -529,13 +532,16 @@ def _study_plan(options: argparse.Namespace) -> int:
     from igsp.executors import plan
 
     study, tasks, _ = _study(options)
-    rows = plan(study, tasks)
+    times = getattr(options, "times", None)  # not an option of `study run --dry-run`
+    rows = plan(study, tasks, _filled(times).records() if times else ())
     _table(rows, options.json)
     if not options.json:
-        known = [row["hours"] for row in rows if row["hours"] is not None]
-        rest = "" if len(known) == len(rows) else ", without the tasks that no time is recorded of"
         missing = sum(row["count"] - row["done"] for row in rows)
-        print(f"{missing} tasks to do: {sum(known):.2f} hours on one worker{rest}")
+        hours = sum(row["hours"] or 0.0 for row in rows)
+        unknown = [row["task"] for row in rows if row["hours"] is None]
+        print(f"tasks to do: {missing}{f', {hours:.2f} hours on one worker' if hours else ''}")
+        if unknown:
+            print(f"no time is on record of: {', '.join(unknown)} (--times STORE takes those of another study)")
     return 0
 
 
@@ -678,13 +684,20 @@ def _course_build(options: argparse.Namespace) -> None:
         print(path)
 
 
-def _diff(options: argparse.Namespace) -> int:
-    from igsp.store import Store, differences
+def _filled(name: str) -> Any:
+    """A store that holds something."""
+    from igsp.store import Store
 
-    a, b = Store(options.a), Store(options.b)
-    for name, store in ((options.a, a), (options.b, b)):
-        if not store.values() and not any(store.records()):
-            raise UsageError(f"'{name}' holds neither records (cells/*.json) nor published values (values/*.json)")
+    store = Store(name)
+    if not store.values() and not any(store.records()):
+        raise UsageError(f"'{name}' holds neither records (cells/*.json) nor published values (values/*.json)")
+    return store
+
+
+def _diff(options: argparse.Namespace) -> int:
+    from igsp.store import differences
+
+    a, b = _filled(options.a), _filled(options.b)
     rows = differences(a, b, options.tolerance, options.relative)
     _table(rows, options.json)
     if not rows and not options.json:

@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import statistics
 import sys
 import threading
 import time
@@ -244,35 +245,35 @@ def _end_with_driver() -> None:
 
 @dataclass
 class Pace:
-    """Mean seconds of a task by kind, for what is still to come."""
+    """What tasks took, seconds by kind, for what is still to come."""
 
-    sums: dict[str, tuple[int, float]] = field(default_factory=dict)
+    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
-    def add(self, kind: str, seconds: float) -> None:
-        n, total = self.sums.get(kind, (0, 0.0))
-        self.sums[kind] = (n + 1, total + seconds)
-
-    def mean(self, kind: str) -> float | None:
-        """Seconds of one task; None where none was ever recorded."""
-        n, total = self.sums.get(kind, (0, 0.0))
-        return total / n if n else None
+    def typical(self, kind: str) -> float | None:
+        """Median seconds of one task (a task that lay paused moves a mean); None where none was ever recorded."""
+        known = self.seconds.get(kind)
+        return statistics.median(known) if known else None
 
     def left(self, kinds: Mapping[str, int]) -> float:
         """Seconds of work on one worker; kinds without a recorded time count as nothing."""
-        return sum(count * (self.mean(kind) or 0.0) for kind, count in kinds.items())
+        return sum(count * (self.typical(kind) or 0.0) for kind, count in kinds.items())
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Pace:
         """The pace that stored records tell."""
         pace = cls()
         for record in records:
-            if record.seconds:
-                pace.add(" ".join(filter(None, (record.spec["stage"], record.spec.get("method")))), record.seconds)
+            kind = " ".join(filter(None, map(record.spec.get, ("stage", "method", "kind"))))
+            pace.seconds[kind].append(record.seconds)
         return pace
 
 
 def duration(seconds: float) -> str:
-    """`40 s`, `12 min`, `3.4 h`."""
+    """A time in the unit that suits it.
+
+    >>> duration(40), duration(600), duration(9000)
+    ('40 s', '10 min', '2.5 h')
+    """
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -372,7 +373,7 @@ class Scheduler:
         self.products: dict[int, Any] = {}
         self.failed: dict[int, str] = {}
         self.blocked: set[int] = set()
-        self.computed, self.news = 0, ""
+        self.computed, self.news = 0, f"starting {executor.slots} workers"
         self.work, self.ended = 0.0, 0.0  # seconds that workers computed
         self.since: dict[int, float] = {}  # when a worker was ready for the first time
         self.pace = Pace.of(self.store.records()) if progress else Pace()
@@ -418,8 +419,8 @@ class Scheduler:
         for one in self.busy.values():
             task = self.tasks[one.index]
             running[str(task)] = now - one.since
-            left -= min(now - one.since, self.pace.mean(task.kind) or 0.0)
-        known = all(self.pace.mean(kind) for kind, count in self.left.items() if count)
+            left -= min(now - one.since, self.pace.typical(task.kind) or 0.0)
+        known = all(kind in self.pace.seconds for kind, count in self.left.items() if count)
         done = len(self.tasks) - self.open - len(self.failed) - len(self.blocked)
         shown.show(done, self.news, running, len(self.failed), left / self.executor.slots if known else None)
         self.news = ""
@@ -492,7 +493,7 @@ class Scheduler:
         if message.product is not None:
             self.products[running.index] = message.product
         self.computed += 1
-        self.pace.add(task.kind, message.record.seconds)
+        self.pace.seconds[task.kind].append(message.record.seconds)
         self.news = f"{task} in {duration(message.record.seconds)}"
         self._finish(running.index)
 
@@ -532,6 +533,8 @@ class Scheduler:
             self.products.pop(need, None)  # it may be gone with the worker; the next one makes or loads it
         if self.losses[running.index] < ATTEMPTS:
             heapq.heappush(self.ready, running.index)
+            if self.progress:
+                tqdm.write(f"LOST: {self.tasks[running.index]}: its worker {reason}; begun anew", file=sys.stderr)
         else:
             self._fail(running, f"its worker {reason}, {ATTEMPTS} times")
 
@@ -560,17 +563,22 @@ def survey(study: Study, tasks: Tasks) -> list[dict[str, Any]]:
     return rows
 
 
-def plan(study: Study, tasks: Tasks) -> list[dict[str, Any]]:
-    """One row per kind of task: how many, how many in each state, mean seconds of one and hours left on one worker."""
-    pace = Pace.of(study.store.records())
+def plan(study: Study, tasks: Tasks, times: Iterable[Record] = ()) -> list[dict[str, Any]]:
+    """One row per kind of task: how many, how many in each state, median seconds of one and hours left on one worker.
+
+    `times`: records of another study, whose times serve where this one has none.
+    """
+    pace, lent = Pace.of(study.store.records()), Pace.of(times)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for row in survey(study, tasks):
         counts[row["kind"]][row["state"]] += 1
     rows = []
     for kind, states in counts.items():
-        mean, left = pace.mean(kind), states.total() - states["done"]
+        left, seconds = states.total() - states["done"], pace.typical(kind)
+        seconds = lent.typical(kind) if seconds is None else seconds
         rows.append({
             "task": kind, "count": states.total(), **{s: states[s] for s in ("done", "running", "failed", "left")},
-            "seconds": mean and round(mean, 1), "hours": 0.0 if not left else mean and round(mean * left / 3600, 2),
+            "seconds": seconds and round(seconds, 1),
+            "hours": 0.0 if not left else seconds and round(seconds * left / 3600, 2),
         })
     return rows

@@ -17,6 +17,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from igsp.assets import catalog
 from igsp.retention import Estimate
+from igsp.values import MINUS, NBSP, Value, interval, number, p_text
 
 DIMENSIONS = ("general", "commonsense", "code", "math")
 WIDTH = 5.4  # inches; the book shows 100 CSS pixels per inch
@@ -79,21 +80,36 @@ def show(fig: Figure, alt: str, caption: str, name: str | None = None) -> None:
     )
 
 
+def title(name: str) -> str:
+    """A name as prose writes it: `sparsegpt` is `SparseGPT`; sources and others stay as they are."""
+    return str(catalog("palette")["titles"].get(name, name))
+
+
+def heading(name: str) -> str:
+    """`title`, and dimensions with a capital; not for names of sources, one of which is `math`."""
+    return name.capitalize() if name in (*DIMENSIONS, "total", "minimum") else title(name)
+
+
 def show_table(frame: pd.DataFrame, caption: str, digits: int = 2) -> None:
-    """Displays a data frame as an accessible table with a caption; floats with `digits` decimals."""
+    """Displays a data frame as an accessible table with a caption.
 
-    def text(value: object) -> str:
-        if isinstance(value, (float, np.floating)):
-            return "" if np.isnan(value) else f"{value:.{digits}f}"
-        return html.escape(str(value))
-
-    head = "".join(f'<th scope="col">{html.escape(str(c))}</th>' for c in frame.columns)
+    Floats have `digits` decimals, or fewer where these hold all of a column; an `Estimate` is a signed number with its
+    interval; names are written by `title` and `heading`.
+    """
+    columns = [(str(name), frame.iloc[:, place].tolist()) for place, name in enumerate(frame.columns)]
+    cells = [_cells(name, values, digits) for name, values in columns]
+    kinds = [' class="igsp-num"' * all(isinstance(v, int | float) for v in values) for _, values in columns]
+    names = (heading(name) for name, _ in columns)
+    heads = [html.escape(n[0].upper() + n[1:] if n[1:2].isalpha() else n) for n in names]
+    head = "".join(f'<th scope="col"{kind}>{h}</th>' for kind, h in zip(kinds, heads, strict=True))
     body = "".join(
-        f'<tr><th scope="row">{text(row[0])}</th>' + "".join(f"<td>{text(v)}</td>" for v in row[1:]) + "</tr>"
-        for row in frame.itertuples(index=False, name=None)
+        f'<tr><th scope="row">{row[0]}</th>'
+        + "".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds[1:], row[1:], strict=True)) + "</tr>"
+        for row in zip(*cells, strict=True)
     )
+    shape = " igsp-dense" if len(columns) > 6 else " igsp-narrow" if len(columns) < 4 else ""
     table = (
-        f'<table class="igsp-table"><caption>{html.escape(caption)}</caption>'
+        f'<table class="igsp-table{shape}"><caption>{html.escape(caption)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     )
     display(
@@ -103,28 +119,60 @@ def show_table(frame: pd.DataFrame, caption: str, digits: int = 2) -> None:
     )
 
 
+def _cells(name: str, values: list[object], digits: int) -> list[str]:
+    """The values of one column as HTML."""
+    known = [v for v in values if isinstance(v, float) and not np.isnan(v)]
+    digits = min(digits, 1) if known and min(map(abs, known)) >= 100 else digits
+    enough = next((d for d in range(digits) if all(round(v, d) == v for v in known)), digits)
+
+    def text(value: object) -> str:
+        if isinstance(value, Estimate):
+            told = interval(Value(value.value, value.low, value.high, digits=digits), signed=True)
+            return told.replace(" to ", f"{NBSP}to{NBSP}")
+        if not isinstance(value, float):
+            return (heading if name in ("dimension", "retention") else title)(str(value))
+        return "" if np.isnan(value) else p_text(value) if name in ("p", "p_holm") else number(value, enough)
+
+    return [html.escape(text(value)) for value in values]
+
+
+def with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table of rank correlations whose `rho` holds the interval, instead of columns `low` and `high`."""
+    rho = [Estimate(*ends) for ends in zip(frame.rho, frame.low, frame.high, strict=True)]
+    return frame.assign(rho=rho).drop(columns=["low", "high"])
+
+
 def heatmap(frame: pd.DataFrame, label: str, center: float | None = None, fmt: str = ".0f") -> Figure:
-    """Heatmap of a frame `[rows, columns]`, without numbers beyond ten columns; `label` names the colour scale."""
+    """Heatmap of a frame `[rows, columns]`: numbers in the cells up to ten columns, else a colour scale for `label`."""
     roomy = len(frame.columns) <= 10
+    shown = frame.rename(columns=heading if roomy else title, index=title)
     fig, axes = plt.subplots(figsize=(WIDTH, 0.32 * len(frame) + 1.5))
     sns.heatmap(
-        frame,
-        annot=roomy,
-        fmt=fmt,
+        shown,
+        annot=shown.map(lambda value: f"{value:{fmt}}".replace("-", MINUS)) if roomy else False,
+        fmt="",
         cmap="vlag" if center is not None else "crest",
         center=center,
         linewidths=0.5,
+        cbar=not roomy,
         cbar_kws={"label": label, "shrink": 0.8},
         ax=axes,
         annot_kws={"size": 10},
     )
     axes.set(xlabel="", ylabel="")
+    if roomy:
+        axes.set_title(label, fontsize=10, fontweight="normal")
     axes.grid(visible=False)
     axes.tick_params(axis="x", length=0)
     plt.setp(axes.get_xticklabels(), rotation=25 if roomy else 60, ha="right", rotation_mode="anchor")
     axes.tick_params(axis="y", rotation=0, length=0)
     fig.tight_layout()
     return fig
+
+
+def rank_note(rho: float, p: float) -> str:
+    """`ρ = +0.71, p = 0.003`, as a title."""
+    return f"$\\rho$ = {number(rho, 2, signed=True)}, p {'' if p < 0.001 else '= '}{p_text(p)}"
 
 
 def rank_scatter(x: pd.Series, retention: pd.DataFrame, notes: dict[str, str], xlabel: str, log: bool = True) -> Figure:
@@ -173,7 +221,8 @@ def bars(estimates: dict[str, dict[str, Estimate]], xlabel: str) -> Figure:
     axes.grid(axis="y", visible=False)
     for edge in np.arange(0.5, len(estimates) - 1):
         axes.axhline(edge, color="#cccccc", lw=0.8)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.62 / fig.get_figheight()), ncol=3, frameon=False)
+    below = (1.0, -0.62 / fig.get_figheight())
+    axes.legend(loc="upper right", bbox_to_anchor=below, ncol=5, frameon=False, handletextpad=0.1, columnspacing=0.8)
     fig.tight_layout()
     return fig
 
@@ -182,7 +231,7 @@ def intervals(frame: pd.DataFrame, xlabel: str, band: float | None = None) -> Fi
     """Dot plot of estimates with intervals: a row per label, a colour and marker per series.
 
     Args:
-        frame: columns `label`, `series`, `value`, `low`, `high`; labels from top to bottom in the order given.
+        frame: columns `label`, `series`, `value`, `low`, `high`; labels, by `title`, in the order given.
         band: half the width of a grey band around zero.
     """
     labels, series = list(dict.fromkeys(frame.label)), sorted(set(frame.series))
@@ -197,7 +246,7 @@ def intervals(frame: pd.DataFrame, xlabel: str, band: float | None = None) -> Fi
         error = np.maximum([rows.value - rows.low, rows.high - rows.value], 0)
         colour, shape = ("#4477AA", "#AA3377", "#777777", "#CC8800")[place], "sDo^"[place]
         axes.errorbar(rows.value, y, xerr=error, fmt=shape, color=colour, ms=5.5, capsize=2, lw=1.2, label=name)
-    axes.set(yticks=range(len(labels)), yticklabels=labels, xlabel=xlabel, ylim=(len(labels) - 0.4, -0.6))
+    axes.set(yticks=range(len(labels)), yticklabels=map(title, labels), xlabel=xlabel, ylim=(len(labels) - 0.4, -0.6))
     if len(series) > 1:
         axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.6 / fig.get_figheight()), ncol=3, frameon=False)
     fig.tight_layout()
@@ -234,5 +283,5 @@ def spread_phrase(values: pd.Series) -> str:
 
 
 def phrase(items: Iterable[tuple[str, float]], fmt: str = "{:+.2f}") -> str:
-    """`general +0.71, code -0.59`: names with values, for alternative texts."""
-    return ", ".join(f"{name} {fmt.format(value)}" for name, value in items)
+    """`General +0.71, Code −0.59`: names with values, for captions and alternative texts."""
+    return ", ".join(f"{heading(name)} {fmt.format(value).replace('-', MINUS)}" for name, value in items)

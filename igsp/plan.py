@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from igsp.errors import IgspError, UnknownName, UsageError
 from igsp.evaluation import load_suite, task_folders
+from igsp.executors import duration
 from igsp.models import _refuse, resolve_device, resolve_dtype, resolve_folder
 from igsp.pruning.blocks import find_blocks, weight_matrix
 from igsp.pruning.driver import STEPS, _free_memory
@@ -57,7 +58,7 @@ class Plan:
 
     def rows(self) -> list[dict[str, str]]:
         """What would be computed, as table rows."""
-        low, high = (spoken(self.floor * factor) for factor in SLOWDOWN)
+        low, high = (duration(self.floor * factor) for factor in SLOWDOWN)
         work = f"{self.linears} Linear layers" if self.linears else "forward passes"
         return [
             {"step": "computes",
@@ -96,17 +97,6 @@ def gigabytes(size: float) -> str:
     '2.5 GB'
     """
     return f"{size / 1e9:.{1 if size >= 1e9 else 2}f} GB"
-
-
-def spoken(seconds: float) -> str:
-    """A duration in the unit that suits it.
-
-    >>> spoken(40), spoken(600), spoken(9000)
-    ('40 s', '10 min', '2.5 h')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def plan(

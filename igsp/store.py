@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 
 from igsp.assets import whole_or_nothing
+from igsp.errors import UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -195,12 +196,20 @@ class Store:
     Args:
         root: a local folder, or an address that fsspec knows. Processes divide cells by locks in local folders only:
             elsewhere two of them may compute one cell twice, and the last one's record stays.
+
+    Raises:
+        UsageError: a file, or an address of which no installed package knows how to read it.
     """
 
     def __init__(self, root: str | Path) -> None:
-        self.fs, name = fsspec.core.url_to_fs(str(root))
+        try:
+            self.fs, name = fsspec.core.url_to_fs(str(root))
+        except (ImportError, ValueError) as error:
+            raise UsageError(f"the store '{root}' cannot be reached: {error}") from None
         self.local = "file" in self.fs.protocol
         self.root = Path(name) if "://" in str(root) else Path(root)
+        if self.local and self.root.is_file():
+            raise UsageError(f"'{root}' is a file: a store is a folder, or an address such as s3://bucket/study")
 
     def path(self, key: str) -> Path:
         return self.root / "cells" / f"{key}.json"
@@ -376,11 +385,11 @@ def differences(a: Store, b: Store, tolerance: float = 0.05, relative: float = 1
             rows.append({"key": key, "a": x, "b": y})
     ours, theirs = ({_identity(r): r for r in sorted(s.records(), key=_finished)} for s in (a, b))
     for name in sorted(ours.keys() | theirs.keys()):
-        numbers = [dict(_numbers(side[name].metrics)) if name in side else {} for side in (ours, theirs)]
         label = _name(ours.get(name) or theirs[name])
-        if not all(numbers):
+        if name not in ours or name not in theirs:
             rows.append({"key": label, "a": name in ours or None, "b": name in theirs or None})
             continue
+        numbers = [dict(_numbers(side[name].metrics)) for side in (ours, theirs)]
         for key in sorted(numbers[0].keys() | numbers[1].keys()):
             x, y = numbers[0].get(key), numbers[1].get(key)
             if x is None or y is None or abs(x - y) > relative * max(abs(x), abs(y)):

@@ -102,6 +102,8 @@ class Settings:
 # Groups of strategies that a part of the grid may name, and the kind of strategy that each holds.
 GROUPS = {"sources": "source", "mixes": "mix", "protocols": "protocol", "selections": "selection"}
 GRID_FIELDS = ("strategies", "methods", "sparsities", "draws")
+SHAPES = {**dict.fromkeys(("sources", "grid"), (list, tuple)),
+          **dict.fromkeys(("uniform", "protocols", "pool", "selections"), (dict,))}
 
 
 def profiles() -> list[str]:
@@ -134,6 +136,10 @@ def settings(profile: str = "quick", **overrides: Any) -> Settings:
     missing = needed - {"profile"} - set(values)
     if missing:
         raise UsageError(f"{name}: missing {', '.join(sorted(missing))}")
+    for key in SHAPES.keys() & values.keys():
+        if not isinstance(values[key], SHAPES[key]):
+            kind = "list" if list in SHAPES[key] else "mapping"
+            raise UsageError(f"{name}: {key} must be a {kind}, got {values[key]!r}")
     lists = {key: tuple(values[key]) for key in ("sources", "grid") if key in values}
     checked = Settings(profile=profile, **(values | lists))
     _check(checked, name)
@@ -182,6 +188,11 @@ def _check(s: Settings, name: str) -> None:
     if s.order not in STEPS:
         raise UnknownName("order", s.order, STEPS, f"({name})")
     parse_pattern(s.pattern)
+    try:
+        torch.device("cpu" if s.device == "auto" else s.device)
+    except RuntimeError:
+        need("device", False, "auto, cpu, cuda or cuda:N")
+    need("grid", bool(s.grid), "a list of one part at least")
     for number, part in enumerate(s.grid, 1):
         _check_part(s, part, f"{name}: part {number} of the grid")
 
@@ -256,17 +267,22 @@ def cells(s: Settings) -> list[Cell]:
 
 @dataclass(frozen=True)
 class Task:
-    """What is computed once and recorded. `stage` is dense, pool, calibration, profile or cell."""
+    """What is computed once and recorded. `stage` is dense, pool, calibration, profile or cell.
+
+    Attributes:
+        form: of a calibration set the kind of its strategy.
+    """
 
     stage: str
     strategy: str = ""
     draw: int = 0
     cell: Cell | None = None
+    form: str = field(default="", compare=False)
 
     @property
     def kind(self) -> str:
-        """Tasks of one kind take about the same time: the stage, and the pruning method of a cell."""
-        return f"{self.stage} {self.cell.method}" if self.cell else self.stage
+        """Tasks of one kind take about the same time: the stage, a cell's pruning method, the form of a set."""
+        return f"{self.stage} {self.cell.method if self.cell else self.form}".rstrip()
 
     def __str__(self) -> str:
         if self.stage == "dense":
@@ -545,7 +561,7 @@ class Study:
         last: dict[Task, tuple[Task, ...]] = {}
         for cell in self.cells() if cells is None else cells:
             kind = self._strategy(cell.strategy).kind
-            made = Task("calibration", cell.strategy, cell.draw)
+            made = Task("calibration", cell.strategy, cell.draw, form=kind)
             pool = (Task("pool", "", cell.draw),) if kind == "selection" else ()
             (then if kind in ("source", "mix") else first).update({**dict.fromkeys(pool, ()), made: pool})
             last[Task("profile", cell.strategy, cell.draw)] = (made,)
@@ -754,12 +770,6 @@ class Study:
         for result in results:
             grouped.setdefault(result.strategy, []).append(result.scores)
         return {name: retention(scores, dense, measure or self.settings.measure) for name, scores in grouped.items()}
-
-    def describe(self) -> pd.DataFrame:
-        """The settings as a two-column table."""
-        shown = {k: v for k, v in asdict(self.settings).items() if not isinstance(v, (dict, list, tuple))}
-        shown |= {"sources": len(self.settings.sources), "uniform": " + ".join(self.settings.uniform)}
-        return pd.DataFrame({"setting": list(shown), "value": [str(v) for v in shown.values()]})
 
 
 def _record(spec: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> Record:

@@ -26,7 +26,7 @@
 # A *calibration source* is a body of text from which windows of tokens are drawn. One-shot pruning looks at the
 # activations that these windows cause, and at nothing else, when it decides which weights to remove. Here each source
 # in turn prunes a fresh copy of the model; the pruned model is then judged on held-out text of four *capability
-# dimensions*: general, commonsense, code and math.
+# dimensions*: General, Commonsense, Code and Math.
 
 # %% tags=["remove-cell"]
 from typing import Optional
@@ -60,14 +60,13 @@ study = Study(
     draws=draws,
     seed=seed,
 )
-figures.show_table(study.describe(), "Settings of this run")
 
 # %% [markdown]
 # ## The sources
 #
 # Documents are split by a hash into a calibration side and a held-out side before any window is cut, so no window
 # can contain text that the model is later scored on. *Removed* counts the documents that are passed over all the same,
-# because a text of the evaluation occurs in them letter for letter.
+# because a text of the evaluation occurs in them letter for letter. {doc}`/book/sources` says what each source is.
 
 # %%
 rows = []
@@ -81,7 +80,6 @@ for name in study.settings.sources:
             "documents": len(texts),
             "removed": contamination(name, study.settings.suite)[0],
             "MB": size,
-            "what it is": catalogue()[name].about,
         }
     )
 sources = pd.DataFrame(rows).set_index("source", drop=False)
@@ -102,10 +100,10 @@ figures.show_table(score_table(dense), "Scores of the dense model", digits=3)
 
 # %% [markdown]
 # A multiple-choice score means something only above solvers that know nothing: the longest choice, the choice that shares
-# most words with the question, and a word-trigram model of the calibration text. Items on which the dense model does not beat
+# most words with the question, and a word-trigram model of the calibration text. Tasks on which the dense model does not beat
 # the best of them by three standard errors were left out of the suite.
 
-# %%
+# %% tags=["hide-input"]
 figures.show_table(
     study.trivial(),
     "The dense model against trivial solvers; z is its lead over the best of them in standard errors",
@@ -115,39 +113,39 @@ figures.show_table(
 # ## Prune with each source
 #
 # *Likelihood retention* is what the pruned model keeps, in percent: $100 \cdot b_\text{dense} / b_\text{pruned}$ with
-# $b$ the bits per byte on held-out text of a dimension. 100 means nothing was lost. (Our definition: at this scale
-# accuracies have too little resolution.)
+# $b$ the bits per byte on held-out text of a dimension. 100 means nothing was lost. (**Our definition**: at this
+# scale accuracies have too little resolution.) The figure has a row per source, grouped by the source's own dimension.
 
 # %%
 results = study.run(study.settings.sources)
 kept = study.retentions(results)
 table = frame(kept)
 
-# %%
+# %% tags=["hide-input"]
 order = sources.sort_values(
     "dimension", key=lambda d: d.map(figures.DIMENSIONS.index)
 ).index
 shown = table.loc[order, [*figures.DIMENSIONS, "total"]]
-shown.index = [f"{name} ({sources.dimension[name][:4]})" for name in order]
+shown.index = [f"{name} ({sources.dimension[name].capitalize()})" for name in order]
 best = {d: table[d].idxmax() for d in figures.DIMENSIONS}
 figures.show(
-    figures.heatmap(shown, "retention (%)"),
+    figures.heatmap(shown, "Retention of a dimension or in total (%)"),
     alt="Heatmap of retention by source and dimension. Best source: "
     + ", ".join(f"{d} {best[d]} at {table[d].max():.0f} %" for d in figures.DIMENSIONS)
     + f". Total retention runs {figures.spread_phrase(table.total)}.",
-    caption="Retention of each dimension after calibrating on one source. The best source differs by dimension: "
-    + ", ".join(f"{best[d]} for {d}" for d in figures.DIMENSIONS)
-    + ".",
+    caption="Retention of each dimension after calibrating on one source. Best source: "
+    + ", ".join(f"{best[d]} for {d.capitalize()}" for d in figures.DIMENSIONS)
+    + f". In total it is {table.total.idxmax()}.",
     name="fig-sources-heatmap",
 )
 
 # %% [markdown]
 # ## What the average hides
 #
-# The spread is the distance between the best and the worst source. If calibration text did not matter, every bar
-# would be as short as the noise. The total averages the four dimensions and so looks calmer than they are.
+# The spread is the distance between the best and the worst source. If calibration text did not matter, every spread
+# would be as small as the noise. The total averages the four dimensions and so looks calmer than they are.
 
-# %%
+# %% tags=["hide-input"]
 spread = table[[*figures.DIMENSIONS, "total"]].agg(
     lambda column: column.max() - column.min()
 )
@@ -161,6 +159,7 @@ figures.show_table(
         }
     ),
     "Spread of retention over the sources",
+    digits=1,
 )
 
 # %% tags=["hide-input"]
@@ -185,7 +184,7 @@ study.store.publish("01-source-profiling", values)
 # %% [markdown]
 # ## What it means, and what it does not
 #
-# The four dimensions do not agree on a best source, and their spreads ({result}`spread/code` for code against
+# The four dimensions do not agree on a best source, and their spreads ({result}`spread/code` for Code against
 # {result}`spread/total` for the total) are not the same. That is the paper's starting point. It is not yet a trade-off:
 # for that, the *same property* of a source has to help one dimension and harm another. {doc}`03-spearman` tests it.
 #
@@ -196,4 +195,4 @@ study.store.publish("01-source-profiling", values)
 #
 # 1. ★ Which dimension loses most on average, and which source protects it best? Read it off {numref}`fig-sources-heatmap`.
 # 2. ★★ Run the notebook with `-p seed 1`. Which of your statements survive?
-# 3. ★★★ Run it with `-p sparsity 0.3`. Does the spread of code shrink faster than that of general? Why might it?
+# 3. ★★★ Run it with `-p sparsity 0.3`. Does the spread of Code shrink faster than that of General? Why might it?

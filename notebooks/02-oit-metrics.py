@@ -37,7 +37,7 @@ seqlen: Optional[int] = None  # tokens per window
 draws: Optional[int] = None  # independent calibration sets per strategy
 seed: Optional[int] = None  # first random stream
 
-# %%
+# %% tags=["hide-input"]
 import pandas as pd
 
 from igsp import figures
@@ -63,13 +63,13 @@ study = Study(
 # OIT names eleven quantities. *Delay*, *duration* and *sampling rate* speak of time and are not defined for static
 # text; *volume* is constant here because every set has the same number of tokens.
 
-# %%
+# %% tags=["hide-input"]
 figures.show_table(
     pd.DataFrame(
         {
             "metric": list(METRICS),
-            "OIT quantity and our definition": list(METRICS.values()),
-            "correlated": ["yes" if m in CORRELATED else "no" for m in METRICS],
+            "OIT quantity: our definition": list(METRICS.values()),
+            "in the correlations": ["yes" if m in CORRELATED else "no" for m in METRICS],
         }
     ),
     "OIT metrics of a calibration set",
@@ -98,8 +98,8 @@ figures.show_table(shown, "OIT metrics of each source", digits=3)
 # A metric that does not vary between sources cannot explain anything; one that only separates the four families
 # cannot be told apart from the family itself.
 
-# %%
-labels = {m: METRICS[m].split(":")[0] + f" ({m})" for m in CORRELATED}
+# %% tags=["hide-input"]
+labels = {m: figures.title(m) for m in CORRELATED}
 figures.show(
     figures.distributions(info[list(CORRELATED)], labels, dimension),
     alt=f"Seven strips, one per metric, a mark per source. Calibration perplexity runs "
@@ -115,18 +115,17 @@ figures.show(
 #
 # Metrics that rank the sources alike carry one piece of evidence between them, not several.
 
-# %%
+# %% tags=["hide-input"]
 ranks = info[list(CORRELATED)].corr(method="spearman")
-short = [m.replace("calibration_", "").replace("aggregation_4", "A4") for m in ranks]
-ranks.index, ranks.columns = short, short
-with_perplexity = ranks["perplexity"].drop("perplexity")
+with_perplexity = ranks.calibration_perplexity.drop("calibration_perplexity")
+nearest = with_perplexity.abs().idxmax()
 figures.show(
-    figures.heatmap(ranks, "Spearman's rho", center=0.0, fmt=".2f"),
+    figures.heatmap(ranks, "Spearman's ρ", center=0.0, fmt=".2f"),
     alt="Rank correlation between metrics over the sources; with perplexity: "
     + figures.phrase(with_perplexity.items())
     + ".",
-    caption="Rank correlation between the metrics. Next to perplexity stands "
-    f"{with_perplexity.abs().idxmax()} ($\\rho = {with_perplexity[with_perplexity.abs().idxmax()]:+.2f}$).",
+    caption="Rank correlation between the metrics. Closest to perplexity is "
+    f"{figures.title(nearest)} ($\\rho = {with_perplexity[nearest]:+.2f}$).",
     name="fig-oit-correlation",
 )
 
@@ -144,9 +143,9 @@ study.store.publish("02-oit-metrics", values)
 # %% [markdown]
 # ## What it means, and what it does not
 #
-# The median calibration perplexity is {result}`oit/general/perplexity` for general sources,
-# {result}`oit/commonsense/perplexity` for commonsense, {result}`oit/code/perplexity` for code and
-# {result}`oit/math/perplexity` for math. Where families differ this much, a correlation between perplexity and
+# The median calibration perplexity is {result}`oit/general/perplexity` for General sources,
+# {result}`oit/commonsense/perplexity` for Commonsense, {result}`oit/code/perplexity` for Code and
+# {result}`oit/math/perplexity` for Math. Where families differ this much, a correlation between perplexity and
 # retention is in part a difference between families: keep that in mind in {doc}`03-spearman`.
 #
 # *Coverage* and *mismatch* compare a set with held-out text of all four dimensions, the same text that retention is scored

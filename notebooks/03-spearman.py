@@ -36,8 +36,7 @@ seqlen: Optional[int] = None  # tokens per window
 draws: Optional[int] = None  # independent calibration sets per strategy
 seed: Optional[int] = None  # first random stream
 
-# %%
-
+# %% tags=["hide-input"]
 from igsp import figures
 from igsp.correlation import spearman_table
 from igsp.information import CORRELATED
@@ -70,13 +69,12 @@ table = spearman_table(info, kept)
 # ## Calibration perplexity against retention
 #
 # *Spearman's* $\rho$ is the correlation of ranks: $+1$ if more perplexing sources always keep more, $-1$ if they always
-# keep less. The $p$-value is the share of random pairings of metrics and retentions at least as extreme.
+# keep less. The $p$-value is the share of random pairings of metrics and retentions with a $\rho$ at least as extreme.
 
-# %%
+# %% tags=["hide-input"]
 perplexity = table[table.metric == "calibration_perplexity"].set_index("dimension")
 notes = {
-    d: f"$\\rho$ = {perplexity.rho[d]:+.2f}, p = {perplexity.p[d]:.3f}"
-    for d in figures.DIMENSIONS
+    d: figures.rank_note(perplexity.rho[d], perplexity.p[d]) for d in figures.DIMENSIONS
 }
 figures.show(
     figures.rank_scatter(
@@ -97,39 +95,43 @@ figures.show(
 # Intervals are bootstrap intervals over sources (BCa, 95 %). *Holm* adjusts the $p$-values for the number of tests in
 # the whole table below: seven metrics times four dimensions and the total.
 
-# %%
+# %% tags=["hide-input"]
 paper = {"general": 0.71, "math": -0.53, "code": -0.59}
 beside = perplexity.reset_index()
 beside.insert(
     1,
     "paper",
-    [f"{paper[d]:+.2f}" if d in paper else "not given" for d in beside.dimension],
+    [
+        "not given" if d not in paper else f"{paper[d]:+.2f}".replace("-", "−")
+        for d in beside.dimension
+    ],
 )
 figures.show_table(
-    beside.drop(columns="metric"),
-    "Calibration perplexity against retention, the paper's and ours",
+    figures.with_intervals(beside.drop(columns="metric")),
+    "Calibration perplexity against retention: Spearman's ρ, the paper's and ours",
 )
 
 # %% [markdown]
 # ## Every metric against every dimension
 
-# %%
+# %% tags=["hide-input"]
 grid = table.pivot(index="metric", columns="dimension", values="rho").loc[
     list(CORRELATED), [*figures.DIMENSIONS, "total"]
 ]
 strongest = table.loc[table.rho.abs().idxmax()]
 figures.show(
-    figures.heatmap(grid, "Spearman's rho", center=0.0, fmt="+.2f"),
-    alt=f"Heatmap of rank correlations, seven metrics by four dimensions and the total. Strongest: {strongest.metric} "
+    figures.heatmap(grid, "Spearman's ρ", center=0.0, fmt="+.2f"),
+    alt=f"Heatmap of rank correlations, seven metrics by four dimensions and the total. Strongest: {figures.title(strongest.metric)} "
     f"with {strongest.dimension} at {strongest.rho:+.2f}. {int((table.p_holm < 0.05).sum())} of {len(table)} pass Holm at 0.05.",
     caption=f"Rank correlation of every metric with every dimension over {len(kept)} sources. After Holm's correction "
     f"{int((table.p_holm < 0.05).sum())} of {len(table)} remain below 0.05.",
     name="fig-spearman-heatmap",
 )
 
-# %%
+# %% tags=["hide-input"]
 figures.show_table(
-    table.sort_values("p"), "All rank correlations, smallest p first", digits=3
+    figures.with_intervals(table.sort_values("p").head(10)),
+    f"The ten smallest p-values of {len(table)}",
 )
 
 # %% tags=["hide-input"]
@@ -151,11 +153,12 @@ study.store.publish("03-spearman", values)
 # %% [markdown]
 # ## What it means, and what it does not
 #
-# Here perplexity ranks with retention at {result}`spearman/calibration_perplexity/general:interval` for general,
-# {result}`spearman/calibration_perplexity/commonsense:interval` for commonsense,
-# {result}`spearman/calibration_perplexity/code:interval` for code and
-# {result}`spearman/calibration_perplexity/math:interval` for math. Read the intervals before the values: with fifteen
-# sources a $\rho$ of 0.5 has an interval that nearly touches zero. Of {result}`spearman/tests` tests,
+# The rank correlation of perplexity with retention is here
+# {result}`spearman/calibration_perplexity/general:signed-interval` for General,
+# {result}`spearman/calibration_perplexity/commonsense:signed-interval` for Commonsense,
+# {result}`spearman/calibration_perplexity/code:signed-interval` for Code and
+# {result}`spearman/calibration_perplexity/math:signed-interval` for Math. Read the intervals before the values: with fifteen
+# sources the interval round a $\rho$ of 0.5 just includes zero. Of {result}`spearman/tests` tests,
 # {result}`spearman/survivors` survive Holm's correction.
 #
 # Coverage and mismatch are measured against the same held-out text that retention is scored on. A high correlation there

@@ -38,7 +38,7 @@ seqlen: Optional[int] = None  # tokens per window
 draws: Optional[int] = None  # independent calibration sets per strategy
 seed: Optional[int] = None  # first random stream
 
-# %%
+# %% tags=["hide-input"]
 import pandas as pd
 
 from igsp import figures
@@ -58,7 +58,7 @@ study = Study(
     seed=seed,
 )
 
-# %%
+# %% tags=["hide-input"]
 parts = [
     {"mix": name, "source": source, "windows": windows}
     for name in ("uniform", "all-sources")
@@ -79,7 +79,7 @@ kept = study.retentions(singles + mixes)
 table = frame(kept)
 best, web = table.total[list(study.settings.sources)].idxmax(), study.settings.web
 
-# %%
+# %% tags=["hide-input"]
 labels = {
     "uniform": "uniform mix",
     "all-sources": "all-sources mix",
@@ -115,20 +115,16 @@ gaps = {
     for a in ("uniform", "all-sources")
     for b in dict.fromkeys((best, web))
 }
-rows = [
-    {"difference": name, **{d: str(e) for d, e in gap.items()}}
-    for name, gap in gaps.items()
-]
-figures.show_table(
-    pd.DataFrame(rows), "Paired differences in points of retention, with 95 % intervals"
-)
+rows = [{"difference": name, **gap} for name, gap in gaps.items()]
+title = "Paired differences in points of retention, with 95 % intervals"
+figures.show_table(pd.DataFrame(rows), title, digits=1)
 
 # %% [markdown]
 # ## The weakest capability
 #
 # A total can hide a collapse. The minimum over the four dimensions cannot.
 
-# %%
+# %% tags=["hide-input"]
 ranked = table.sort_values("minimum", ascending=False).head(8)
 shown = ranked.copy()
 shown.insert(0, "strategy", shown.index)
@@ -160,15 +156,15 @@ study.store.publish("04-uniform-mix", values)
 # ## What it means, and what it does not
 #
 # The uniform mix keeps {result}`uniform/total:interval` in total. Against the best single source that is a difference of
-# {result}`uniform-minus-best-single:interval`, against web text {result}`uniform-minus-web:interval`. Mind the
+# {result}`uniform-minus-best-single:signed-interval`, against web text {result}`uniform-minus-web:signed-interval`. Mind the
 # comparison: the best single source was *chosen* for being best on these very items, the mix was not.
 #
-# The held-out text covers the dimensions that the mix was built from. A capability that neither knows about is not
-# protected by either.
+# The held-out text covers the dimensions that the mix was built from. About a capability outside them nothing is said
+# here.
 #
 # ## Exercises
 #
 # 1. ★ Which dimension pays for the mix? Compare it with the best source of each dimension in {doc}`01-source-profiling`.
-# 2. ★★ Replace the code source of the mix by another one (`igsp.mix`). Does the order of the strategies change?
+# 2. ★★ Replace the Code source of the mix by another one (`igsp.mix`). Does the order of the strategies change?
 # 3. ★★★ Find weights that raise the minimum over the dimensions. How many evaluations did you spend, and on which text
 #    would you confirm the result?

@@ -37,7 +37,7 @@ seqlen: Optional[int] = None  # tokens per window
 draws: Optional[int] = None  # independent calibration sets per strategy
 seed: Optional[int] = None  # first random stream
 
-# %%
+# %% tags=["hide-input"]
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -79,7 +79,7 @@ summary = summary.reset_index().rename(
 )
 figures.show_table(summary, "Candidates that passed the screens")
 
-# %%
+# %% tags=["hide-input"]
 names, ids = np.array(pool.pools), pool.input_ids
 opening = pd.DataFrame(
     [
@@ -119,7 +119,7 @@ a4 = {name: aggregation(made) for name, made in sets.items()}
 n = study.settings.n
 random_a4 = [aggregation(random_choice(pool, n, seed).calibration) for seed in range(200)]
 
-# %%
+# %% tags=["hide-input"]
 fig, (left, right) = plt.subplots(2, 1, figsize=(figures.WIDTH, 5.4))
 left.hist(random_a4, bins=24, color="#bbbbbb")
 for (name, label), marker, colour in zip(
@@ -137,7 +137,7 @@ for (name, label), marker, colour in zip(
         label=label,
     )
 left.set(
-    xlabel=f"4-gram aggregation of {n} windows (grey: 200 random choices, same quotas)",
+    xlabel=f"4-gram aggregation of {n} windows (grey: random choices)",
     ylabel="choices",
 )
 right.set(
@@ -161,17 +161,17 @@ figures.show(
     + figures.phrase(a4.items(), "{:.3f}")
     + f"; random mean {np.mean(random_a4):.3f}. Below, mean perplexity of the chosen windows per dimension.",
     caption=f"The chosen sets against their pool. IGSP's aggregation ({a4['igsp']:.3f}) is below that of "
-    f"{below:.0%} of random choices (mean {np.mean(random_a4):.3f}); below, how perplexity is spread over the dimensions.",
+    f"{100 * below:.0f} % of random choices (mean {np.mean(random_a4):.3f}); below, how perplexity is spread over the dimensions.",
     name="fig-igsp-pool",
 )
 
-# %%
+# %% tags=["hide-input"]
 trace = pd.DataFrame([vars(step) for step in chosen["igsp"].trace])
 trace.insert(0, "step", np.arange(1, len(trace) + 1))
 trace.insert(1, "pool", [pool.pools[i] for i in trace.candidate])
 figures.show_table(
     trace.drop(columns="candidate"),
-    "Trace of the equal-means choice: score, aggregation and spread after each step",
+    "The equal-means choice, step by step: score, aggregation and spread after each window",
     digits=3,
 )
 
@@ -182,6 +182,8 @@ figures.show_table(
 dense = study.dense()
 results = study.run([*rules, "uniform"])
 kept = study.retentions(results)
+
+# %% tags=["hide-input"]
 shown = {
     label.replace(", ", ",\n"): kept[name].estimates()
     for name, label in {**rules, "uniform": "uniform mix"}.items()
@@ -209,13 +211,9 @@ gaps = {
     for name, reading in (("igsp", "equal means"), ("igsp-thirds", "thirds"))
     for other in ("pool-random", "uniform")
 }
-rows = [
-    {"difference": name, **{d: str(e) for d, e in gap.items()}}
-    for name, gap in gaps.items()
-]
-figures.show_table(
-    pd.DataFrame(rows), "Paired differences in points of retention, with 95 % intervals"
-)
+rows = [{"difference": name, **gap} for name, gap in gaps.items()]
+title = "Paired differences in points of retention, with 95 % intervals"
+figures.show_table(pd.DataFrame(rows), title, digits=1)
 
 # %% tags=["hide-input"]
 values = {
@@ -240,11 +238,12 @@ study.store.publish("05-igsp", values)
 #
 # The choice does what it is told: aggregation falls from {result}`a4/pool` for a random choice to {result}`a4/igsp`. Whether
 # that helps is another question: against a random choice from the same pool the total changes by
-# {result}`igsp-minus-random:interval`, against the uniform mix of real text by {result}`igsp-minus-uniform:interval`.
+# {result}`igsp-minus-random:signed-interval`, against the uniform mix of real text by
+# {result}`igsp-minus-uniform:signed-interval`.
 #
 # The pool here is small, so the best and a random choice share many windows; {doc}`09-self-written` reads a longer run and
-# takes the choice apart term by term. And text that a small chat model writes about
-# code or mathematics is a poor stand-in for real code and mathematics.
+# takes the choice apart term by term. And what a small chat model writes about code or mathematics is not what people
+# write there; the openings above give an impression.
 #
 # ## Exercises
 #

@@ -40,11 +40,10 @@ seqlen: Optional[int] = None  # tokens per window
 draws: Optional[int] = None  # independent calibration sets per strategy
 seed: Optional[int] = None  # first random stream
 
-# %%
+# %% tags=["hide-input"]
 import pandas as pd
 
 from igsp import figures
-from igsp.assets import catalog
 from igsp.retention import difference
 from igsp.study import Study
 
@@ -61,29 +60,12 @@ study = Study(
 )
 
 # %% [markdown]
-# ## Hyper-parameters and where they come from
+# ## The text they write
+#
+# {doc}`/book/protocols` lists the settings of each protocol and where they are known from.
 
 # %%
 names = ["self-cal", "sgs", "igsp", "igsp-thirds"]
-rows = [
-    {
-        "protocol": protocol,
-        "parameter": name,
-        "value": str(entry["value"]),
-        "status": entry["status"],
-    }
-    for protocol in ("self_cal", "sgs")
-    for name, entry in catalog("protocols")[protocol].items()
-]
-figures.show_table(
-    pd.DataFrame(rows),
-    "Hyper-parameters of the baselines; 'ours' where nothing is published",
-)
-
-# %% [markdown]
-# ## The text they write
-
-# %%
 info = study.information([*names, "uniform", study.settings.web])
 shown = info[
     ["calibration_perplexity", "aggregation_4", "variety", "entropy", "mismatch"]
@@ -91,7 +73,7 @@ shown = info[
 shown.insert(0, "calibration set", shown.index)
 figures.show_table(shown, "Self-written sets beside the uniform mix and web text", digits=3)
 
-# %%
+# %% tags=["hide-input"]
 opening = pd.DataFrame(
     [
         {
@@ -115,6 +97,8 @@ figures.show_table(
 dense = study.dense()
 results = study.run([*names, "uniform"])
 kept = study.retentions(results)
+
+# %% tags=["hide-input"]
 labels = {
     "self-cal": "Self-Cal",
     "sgs": "SGS",
@@ -140,24 +124,22 @@ by_name = {}
 for result in results:
     by_name.setdefault(result.strategy, []).append(result.scores)
 gaps = {
-    f"{a} minus {b}": difference(by_name[a], by_name[b], dense, study.settings.measure)
+    f"{figures.title(a)} minus {figures.title(b)}": difference(
+        by_name[a], by_name[b], dense, study.settings.measure
+    )
     for a in ("igsp", "igsp-thirds")
     for b in ("self-cal", "sgs")
 }
-rows = [
-    {"difference": name, **{d: str(e) for d, e in gap.items()}}
-    for name, gap in gaps.items()
-]
-figures.show_table(
-    pd.DataFrame(rows), "Paired differences in points of retention, with 95 % intervals"
-)
+rows = [{"difference": name, **gap} for name, gap in gaps.items()]
+title = "Paired differences in points of retention, with 95 % intervals"
+figures.show_table(pd.DataFrame(rows), title, digits=1)
 
 # %% tags=["hide-input"]
 values = {
     f"{name}/total": {**vars(kept[name].total), "unit": "%"} for name in ("self-cal", "sgs")
 }
 for other, paper in (("self-cal", 2.4), ("sgs", 4.8)):
-    gap = gaps[f"igsp minus {other}"]["total"]
+    gap = gaps[f"IGSP minus {figures.title(other)}"]["total"]
     values[f"igsp-minus-{other}"] = {
         **vars(gap),
         "unit": "points",
@@ -169,11 +151,11 @@ study.store.publish("06-baselines", values)
 # %% [markdown]
 # ## What it means, and what it does not
 #
-# IGSP minus Self-Cal is {result}`igsp-minus-self-cal:interval` here, IGSP minus SGS {result}`igsp-minus-sgs:interval`; the
-# paper has +2.4 and +4.8 for a model sixty times as large. An interval that contains zero does not rank the two.
+# IGSP minus Self-Cal is {result}`igsp-minus-self-cal:signed-interval` here, IGSP minus SGS
+# {result}`igsp-minus-sgs:signed-interval`; the paper has +2.4 and +4.8 for a model sixty times as large. An interval that contains zero does not rank the two.
 #
-# All three depend on one seed in this run ({doc}`09-self-written` has three), and a chat model that writes from the beginning-of-sequence token does not
-# write what a base model would.
+# All three depend on one seed in this run ({doc}`09-self-written` has three), and a chat model that writes from the
+# beginning-of-sequence token does not write what a base model would.
 #
 # ## Exercises
 #

@@ -34,7 +34,7 @@ profile: str = "quick"  # where this build publishes its values
 shown: str = "small"  # the profile whose records are read
 ablation: Optional[str] = "small-ablation"  # the profile of the ablations, or None
 
-# %%
+# %% tags=["hide-input"]
 from collections import Counter
 
 import numpy as np
@@ -55,10 +55,11 @@ own = [name for name, kind in kinds.items() if kind in ("protocol", "selection")
 methods = [m for m in run.methods if run.at(m, names=own)]
 done = {r.cell for r in run.results}
 left = Counter(c.strategy for c in cells(s) if c.strategy in own and c not in done)
+names = {method: figures.title(method) for method in methods}
 values = {}
 print(f"{sum(c.strategy in own for c in done)} cells of self-written sets are recorded")
 if left:
-    print("Not recorded yet, by strategy:", figures.phrase(left.items(), "{}"))
+    print("Not recorded yet, by strategy:", figures.phrase(left.items(), "{} cells"))
     print(f"`igsp study run --profile {shown}` computes them")
 
 # %% [markdown]
@@ -68,12 +69,12 @@ if left:
 # group. Stems are part of what is shown, as they are part of the windows. Of SGS, whose texts begin with a few tokens of an
 # encyclopaedia, only what the model wrote is shown.
 
-# %%
+# %% tags=["hide-input"]
 if run.writing is None:
     print(f"No samples are recorded: `Study('{shown}').writing()` writes them")
 else:
     columns = ["written by", "dimension", "windows", "perplexity", "text"]
-    title = "Samples of what the model writes, chosen by rule"
+    title = "Samples of what the model writes"
     figures.show_table(run.writing[columns], title, digits=1)
 
 # %% [markdown]
@@ -82,7 +83,7 @@ else:
 # Single sources, mixes of real text and self-written sets at equal budget, in total retention. Strategies named `pool-`
 # choose from IGSP's candidates in another way: at random, by lowest perplexity, by new words, by clusters of activations.
 
-# %%
+# %% tags=["hide-input"]
 series = {"source": "single source", "mix": "mix of sources"}
 boards = {}
 for method in methods:
@@ -96,21 +97,21 @@ for method in methods:
     place = list(board.index).index(first) + 1
     figures.show(
         figures.intervals(pd.DataFrame(points), "total retention (%), 95 % interval"),
-        alt=f"Total retention of {len(board)} strategies under {method}, with intervals. "
+        alt=f"Total retention of {len(board)} strategies under {names[method]}, with intervals. "
         + figures.phrase(board.total.items(), "{:.1f} %"),
-        caption=f"Total retention under {method} at {s.sparsity:.0%} sparsity. {board.index[0]} leads with "
-        f"{board.total.iloc[0]:.1f} %; the first self-written set, {first}, is number {place} of {len(board)} with "
-        f"{board.total[first]:.1f} %.",
+        caption=f"Total retention under {names[method]} at {100 * s.sparsity:g} % sparsity. Most is kept by {board.index[0]}: "
+        f"{board.total.iloc[0]:.1f} %. The best self-written set, {figures.title(first)}, is number {place} of {len(board)} "
+        f"with {board.total[first]:.1f} %.",
         name=f"fig-self-written-{method}",
     )
 
-# %%
+# %% tags=["hide-input"]
 for method, board in boards.items():
     best = board.total[list(s.sources)].idxmax()
     rows = board[[name not in s.sources or name in (best, s.web) for name in board.index]]
     figures.show_table(
         rows.rename_axis("strategy").reset_index(),
-        f"Retention (%) of self-written sets, mixes, the best single source and web text under {method}",
+        f"Retention (%) of self-written sets, mixes, the best single source and web text under {names[method]}",
         digits=1,
     )
 
@@ -118,9 +119,9 @@ for method, board in boards.items():
 # ## How much is the luck of the draw?
 #
 # A draw of a self-written set is another seed: the model writes everything anew. The noise floor is the standard deviation
-# between draws of one strategy, as for real sources.
+# between draws of one strategy, as for real sources; {doc}`08-reference-run` explains the columns of the table.
 
-# %%
+# %% tags=["hide-input"]
 noise = {}
 for method in methods:
     full = tuple(name for name in own if len(run.draws(name, method)) == s.draws)
@@ -131,12 +132,12 @@ for method in methods:
         noise[method] = float(floor.within["total"])
         figures.show_table(
             floor.rename_axis("retention").reset_index(),
-            f"Spread of {len(full)} self-written strategies against the spread of their draws under {method}, in points",
+            f"Spread of {len(full)} self-written strategies against the spread of their draws under {names[method]}, in points",
         )
         key = "" if method == s.method else f"{method}/"
         values[f"{key}noise/self-written"] = {"value": noise[method], "unit": "points"}
     else:
-        print(f"{method}: fewer than two strategies have all {s.draws} draws")
+        print(f"{names[method]}: fewer than two strategies have all {s.draws} draws")
 
 # %% [markdown]
 # ## IGSP against the others
@@ -145,7 +146,7 @@ for method in methods:
 # is larger than twice what two such means differ by from draw to draw; percentile intervals over so few draws are too
 # narrow to be trusted alone.
 
-# %%
+# %% tags=["hide-input"]
 paper = {row["ours"][0]: row.get("number") for row in catalog("claims")}
 claimed = {("sparsegpt", key): paper[f"igsp-minus-{key}"] for key in ("self-cal", "sgs")}
 readings = {"igsp": "equal means", "igsp-thirds": "thirds"}
@@ -161,42 +162,43 @@ for method, board in boards.items():
     spread = noise.get(method, np.nan)
     gaps += contrasts(run, readings, rivals | singles, spread, method)
 
-# %%
+# %% tags=["hide-input"]
 for method in boards:
     rows = [
         {
             "IGSP": readings[row["name"]],
-            "against": row["rival"],
+            "against": figures.title(row["rival"]),
             "paper": claimed.get((method, row["key"]), np.nan),
-            **{d: str(e) for d, e in row["gap"].items()},
+            **row["gap"],
             "verdict": row["verdict"],
         }
         for row in gaps
         if row["method"] == method
     ]
-    title = f"Retention of IGSP minus that of others under {method}, in points, with 95 % intervals"
+    title = f"Retention of IGSP minus that of others under {names[method]}, in points, with 95 % intervals"
     figures.show_table(pd.DataFrame(rows), title, digits=1)
 
-# %%
+# %% tags=["hide-input"]
 for method in boards:
-    points, names = [], {}
+    points, totals = [], {}
     for row in (row for row in gaps if row["method"] == method):
-        label, total = f"minus {row['rival']}", row["gap"]["total"]
+        label, total = f"minus {figures.title(row['rival'])}", row["gap"]["total"]
         points.append(
-            {"label": label, "series": f"IGSP, {readings[row['name']]}", **vars(total)}
+            {"label": label, "series": f"IGSP ({readings[row['name']]})", **vars(total)}
         )
-        names[f"{row['name']} - {row['rival']}"] = total.value
+        totals[f"{figures.title(row['name'])} {label}"] = total.value
         x = claimed.get((method, row["key"])) if row["name"] == "igsp" else None
         if x is not None:
             point = {"value": x, "low": x, "high": x}
-            points.append({"label": label, "series": "paper (8B)", **point})
+            points.append({"label": label, "series": "the paper (8B)", **point})
     counts = Counter(row["verdict"] for row in gaps if row["method"] == method)
     if points:
         figures.show(
             figures.intervals(pd.DataFrame(points), "difference in total (points)", 0.0),
-            alt=f"Differences in total retention under {method}, in points: {figures.phrase(names.items())}.",
-            caption=f"Total retention of IGSP minus that of others under {method}: "
-            f"{figures.phrase(counts.items(), '{}')} of {len(names)} comparisons.",
+            alt=f"Differences in total retention under {names[method]}, in points: {figures.phrase(totals.items())}.",
+            caption=f"Total retention of IGSP minus that of others under {names[method]}. Of {len(totals)} comparisons: "
+            + ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+            + ".",
             name=f"fig-igsp-minus-{method}",
         )
 
@@ -205,9 +207,9 @@ for method in boards:
 #
 # IGSP minimises 4-gram aggregation and balances perplexity. If these were what counts, sets with less aggregation would
 # keep more. Another candidate is likeness: the Jensen-Shannon distance of a set's tokens to held-out text of a dimension
-# (*mismatch*, {doc}`02-oit-metrics`), which no self-written set can lower by choosing among what the model writes.
+# (*mismatch*, {doc}`02-oit-metrics`), which a choice among what the model writes can lower only so far.
 
-# %%
+# %% tags=["hide-input"]
 info = run.information.groupby("strategy").mean()
 told = ["calibration_perplexity", "aggregation_4", "variety", "entropy"]
 told += [f"mismatch_{d}" for d in figures.DIMENSIONS]
@@ -217,13 +219,14 @@ figures.show_table(
     "What the sets are like, means over draws",
 )
 
-# %%
+# %% tags=["hide-input"]
 every, written = pd.DataFrame(), pd.DataFrame()
 if methods:
     every, written = links(run, list(kinds)), links(run, own)
     for table, over in ((every, "all strategies"), (written, "self-written sets alone")):
-        title = f"Rank correlations over {over}, under {methods[0]}"
-        figures.show_table(table, title)
+        title = f"Rank correlations over {over}, under {names[methods[0]]}"
+        if len(table):
+            figures.show_table(figures.with_intervals(table), title)
 
 # %% tags=["hide-input"]
 text, a4 = [], info.aggregation_4
@@ -237,7 +240,7 @@ if len(written):
     more = "with less retention" if rho.rho < 0 else "with more retention"
     text.append(
         f"Among self-written sets, more aggregation goes {'neither way for sure' if rho.low < 0 < rho.high else more}: "
-        f"rho = {rho.rho:+.2f} ({rho.low:+.2f} to {rho.high:+.2f}, {rho.n} sets)."
+        f"ρ = {rho.rho:+.2f} ({rho.low:+.2f} to {rho.high:+.2f}, {rho.n} sets)."
     )
 rhos = every.set_index("retention").rho if len(every) else {}
 for row in gaps:
@@ -248,9 +251,10 @@ for row in gaps:
             text.append(
                 f"{d.capitalize()}: {row['gap'][d].value:+.1f} points against the uniform mix, with tokens "
                 f"{'further from' if far > near else 'nearer to'} held-out text ({far:.2f} against {near:.2f}); over all "
-                f"strategies this distance has rho = {rhos[d]:+.2f} with retention."
+                f"strategies this distance has ρ = {rhos[d]:+.2f} with retention."
             )
-display(Markdown("\n".join(f"- {line}" for line in text) or "Nothing is recorded yet."))
+lines = "\n".join(f"- {line.replace(' -', ' −').replace('(-', '(−')}" for line in text)
+display(Markdown(lines or "Nothing is recorded yet."))
 
 # %% [markdown]
 # ## Which part of IGSP matters?
@@ -261,7 +265,7 @@ display(Markdown("\n".join(f"- {line}" for line in text) or "Nothing is recorded
 # order 4 and four candidates per window. Intervals of a single draw hold the items alone; the grey band is twice what
 # two draws differ by, more than two choices from one pool should.
 
-# %%
+# %% tags=["hide-input"]
 rest = reference(ablation) if ablation and recorded(ablation) else None
 shifts = {}
 if rest is None:
@@ -272,19 +276,17 @@ else:
     changed = [name for name in parts if name != base]
     shifts = {row["name"]: row for row in contrasts(rest, changed, {"base": base}, spread)}
 
-# %%
+# %% tags=["hide-input"]
 if shifts:
     table = frame(rest.retentions(names=parts)).loc[parts]
     known = rest.information.groupby("strategy").mean().reindex(parts)
     table["A4"], table["perplexity"] = known.aggregation_4, known.calibration_perplexity
-    table["difference"] = [
-        str(shifts[n]["gap"]["total"]) if n in shifts else "" for n in parts
-    ]
+    table["difference"] = [shifts[n]["gap"]["total"] if n in shifts else "" for n in parts]
     table["verdict"] = [shifts[n]["verdict"] if n in shifts else "" for n in parts]
     title = "Ablations of IGSP: retention (%), aggregation, perplexity, difference to the reference setting in total"
     figures.show_table(table.rename_axis("variant").reset_index(), title)
 
-# %%
+# %% tags=["hide-input"]
 if shifts:
     totals = {n.removeprefix("igsp-"): row["gap"]["total"] for n, row in shifts.items()}
     points = [{"label": n, "series": "", **vars(e)} for n, e in totals.items()]
@@ -335,7 +337,7 @@ for method in boards:
         mine = [r for r in gaps if (r["method"], r["name"]) == (method, name)]
         groups = {
             word: [
-                f"{r['rival']} ({r['gap']['total'].value:+.1f})"
+                figures.phrase([(r["rival"], r["gap"]["total"].value)], "({:+.1f})")
                 for r in mine
                 if r["verdict"] == word
             ]
@@ -344,7 +346,7 @@ for method in boards:
         told = [f"{word}: {', '.join(found)}" for word, found in groups.items() if found]
         if told:
             lines.append(
-                f"- {method}, IGSP ({reading}) against the others, in points. "
+                f"- {names[method]}, IGSP ({reading}) against the others, in points. "
                 + "; ".join(told)
                 + "."
             )

@@ -205,7 +205,7 @@ def test_a_table_of_speed_says_what_was_measured() -> None:
     table = benchmarks.benchmark_table("cpu", record)
     assert table is not None
     text = table.astext()
-    for part in ("cpu: cores 2, n 16.", "wanda", "2 (1.5 to 2.5)", "0.50 GB", "60.00 %"):
+    for part in ("Pruning on a processor: 16 windows, 2 cores.", "Wanda", "2 (1.5 to 2.5)", "0.50 GB", "60.00 %"):
         assert part in text.replace(benchmarks.NBSP, " ")
     assert "floor" not in text and benchmarks.benchmark_table("empty", {"setting": {}}) is None
 

@@ -13,7 +13,8 @@ import igsp
 MODULES = [m.name for m in pkgutil.walk_packages(igsp.__path__, "igsp.") if not m.name.startswith("igsp.sphinxext")]
 SHOWN = {  # public functions whose docstring must hold an example
     "igsp.calibration": ["largest_remainder"], "igsp.correlation": ["spearman", "holm"],
-    "igsp.ngrams": ["aggregation"], "igsp.advise": ["design", "towards", "whole", "beats"], "igsp.plan": ["spoken"],
+    "igsp.ngrams": ["aggregation"], "igsp.advise": ["design", "towards", "whole", "beats"],
+    "igsp.executors": ["duration"],
 }
 
 

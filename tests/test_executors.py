@@ -189,7 +189,8 @@ def test_progress_in_plain_lines_tells_what_runs_and_for_how_long(tmp_path, caps
     executors.run(study, study.tasks(), Inline(study), maker(root), progress=True)
     lines = capsys.readouterr().err.splitlines()
     total = len(study.tasks())
-    assert lines[0] == f"0/{total}: 0 running" and all(line.split(":")[0].endswith(f"/{total}") for line in lines)
+    assert lines[0] == f"0/{total}: starting 1 workers; 0 running"
+    assert all(line.split(":")[0].endswith(f"/{total}") for line in lines)
     assert any("running" in line and "cell " in line for line in lines) and "\x1b" not in "".join(lines)
 
 
@@ -209,7 +210,11 @@ def test_the_time_left_comes_from_recorded_tasks(tmp_path):
     assert (cell["count"], cell["done"], cell["left"]) == (4, 1, 3)
     assert cell["seconds"] == pytest.approx(0.5, abs=0.2) and rows["pool"]["hours"] is None
     pace = Pace.of(study.store.records())
-    assert pace.left({"cell sparsegpt": 3}) == pytest.approx(3 * pace.mean("cell sparsegpt"))
+    assert pace.left({"cell sparsegpt": 3, "pool": 1}) == 3 * pace.typical("cell sparsegpt")
+    lent = {row["task"]: row for row in plan(ToyStudy(store=tmp_path / "new"), tasks_of(study), study.store.records())}
+    assert lent["cell sparsegpt"]["seconds"] == cell["seconds"] and lent["cell sparsegpt"]["left"] == 4
+    pace.seconds["cell sparsegpt"] += [0.5, 3600.0]  # one lay paused
+    assert pace.typical("cell sparsegpt") == pytest.approx(0.5, abs=0.2)
 
 
 def test_sets_and_pools_go_from_the_worker_that_made_them_to_those_that_need_them(tmp_path):
@@ -221,11 +226,12 @@ def test_sets_and_pools_go_from_the_worker_that_made_them_to_those_that_need_the
     assert sent["cell recipes 0 sparsegpt 0.6"] == [("recipes", 0)] and sent["calibration recipes 0"] == []
 
 
-def test_a_lost_task_is_tried_three_times(tmp_path):
+def test_a_lost_task_is_tried_three_times(tmp_path, capsys):
     study, other = LightStudy(tmp_path), LightStudy(tmp_path / "other")
     (tmp_path / "other").mkdir()
     script = Inline(study, lose=["cell recipes"] * 2)
-    assert not executors.run(study, study.tasks(), script, maker(tmp_path), progress=False).failed
+    assert not executors.run(study, study.tasks(), script, maker(tmp_path)).failed
+    assert capsys.readouterr().err.count("LOST: cell recipes: its worker was lost; begun anew\n") == 2
     script = Inline(other, lose=["cell recipes"] * 3)
     summary = executors.run(other, other.tasks(), script, maker(tmp_path), progress=False)
     assert summary.failed == {"cell recipes": "its worker was lost, 3 times"}
@@ -265,7 +271,8 @@ def command(tmp_path, monkeypatch, capsys):
 def test_the_command_plans_runs_and_reports(command):
     code, text = command("plan", "--only", "kind=source", "--only", "strategy=uniform", "--json")
     counts = {row["task"]: row["count"] for row in json.loads(text)}
-    assert code == 0 and counts == {"dense": 1, "calibration": 16, "profile": 16, "cell sparsegpt": 16}
+    sets = {"calibration source": 15, "calibration mix": 1}
+    assert code == 0 and counts == {"dense": 1, **sets, "profile": 16, "cell sparsegpt": 16}
     two = ("--only", "source=recipes", "--only", "source=stdlib")
     code, text = command("run", *two, "--jobs", "1", "--quiet", "-p", "behave", "{stdlib: fail}")
     assert code == 1 and "6 of 7 tasks on record, 6 of them computed now (workers: 1, " in text
@@ -274,6 +281,10 @@ def test_the_command_plans_runs_and_reports(command):
     assert code == 0 and "failed: cell stdlib 0 sparsegpt 0.6: RuntimeError" in text
     code, text = command("status", "--only", "source=recipes", "--json")
     assert code == 0 and {row["state"] for row in json.loads(text)} == {"done"}
+    code, text = command("plan", *two)
+    assert code == 0 and "tasks to do: 1" in text and "None" not in text and "no time is on record" not in text
+    code, text = command("plan", "--only", "kind=selection")
+    assert "no time is on record of: pool, calibration selection (" in text and "None" not in text
     code, text = command("run", "--only", "source=stdlip")
     assert code == 2 and "did you mean stdlib" in text
     with pytest.raises(SystemExit, match="2"):

@@ -36,8 +36,8 @@ def test_a_record_that_is_there_is_shown_and_one_that_is_not_leaves_no_trace(fol
                         "```{transcript} nowhere\n```")
     assert run.returncode == 0, run.stderr
     page = (folder / "out" / "index.html").read_text(encoding="utf8")
-    assert "<strong>Use the optimised mix: on other items it beats the uniform one by 2.0 [1.0, 3.0]" in page
+    assert "<strong>Use the optimised mix: on other items it beats the uniform one by 2.0 (1.0 to 3.0)" in page
     assert page.count("data:image/png;base64,") == 1 and 'alt="3 mixes: ' in page
-    assert "54.5 [54.0, 55.0]" in page and "Noise floor: 0.5 points" in page and "nowhere" not in page
+    assert "54.5 (54.0 to 55.0)" in page and "Noise floor: 0.5 points" in page and "nowhere" not in page
     assert "$ igsp prune --out x\n60.0 % of it\n# 32 s" in page and "40 seconds in all; 2 cores (abacus)" in page
     assert "no advice.json" in build(folder, "```{advice} spoilt\n```").stderr

@@ -15,9 +15,9 @@ from igsp.masks import mask_sample, overlap
 from igsp.pruning.report import ModuleReport, PruneReport, pack_mask
 from igsp.reference import noise_floor, reference, verify
 from igsp.sphinxext import ledger
-from igsp.sphinxext.values import Value, is_stale
 from igsp.store import Record, Store, record_code
 from igsp.study import settings
+from igsp.values import Value, is_stale
 
 SIZE = {"n": settings("small").n, "seqlen": settings("small").seqlen}
 

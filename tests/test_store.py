@@ -11,6 +11,7 @@ import pytest
 
 from igsp.assets import whole_or_nothing
 from igsp.cli import main
+from igsp.errors import UsageError
 from igsp.store import (
     Record,
     Store,
@@ -125,6 +126,12 @@ def test_any_file_system_keeps_records_values_and_failures(address):
         assert mine
 
 
+@pytest.mark.parametrize("root, reason", [("nope://x", "cannot be reached: Protocol"), (__file__, "is a file")])
+def test_what_cannot_be_a_store_is_refused(root, reason):
+    with pytest.raises(UsageError, match=reason):
+        Store(root)
+
+
 def test_a_failure_is_kept_until_the_record_is_there(address):
     store = Store(address)
     store.fail(record().key, "cell recipes 0", "out of memory")
@@ -192,6 +199,8 @@ def test_stores_are_compared_number_by_number_across_versions(tmp_path):
     assert exact == {"x", "y", f"{name}/value", f"{name}/items/0/0"}
     a.put(cell(1.0, strategy="piqa"))
     assert {"key": "cell piqa 0 wanda 0.6", "a": True, "b": None} in differences(a, b)
+    a.put(record(None)), b.put(record(None))  # without a number
+    assert "cell" not in {row["key"] for row in differences(a, b)}
 
 
 def test_diff_command_exits_by_what_it_finds(tmp_path, capsys):

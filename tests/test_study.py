@@ -9,11 +9,13 @@ import time
 from collections import Counter
 
 import pytest
+from docutils import nodes
 from toy import ToySet, ToyStudy, log
 
 from igsp import study as study_module
 from igsp.errors import IgspError, UnknownName, UsageError
-from igsp.store import record_code, repository_root
+from igsp.sphinxext.costs import costs
+from igsp.store import Record, Store, record_code, repository_root
 from igsp.study import Cell, Task, frame, profiles, settings
 
 
@@ -85,12 +87,17 @@ def test_tasks_wait_for_what_they_share(toy):
     assert tasks[Task("calibration", "igsp", 1)] == (pool,) and tasks[Task("calibration", "recipes", 1)] == ()
 
 
-def test_the_page_on_cost_counts_the_tasks_of_the_paper_profile(toy):
+def test_the_table_of_costs_counts_tasks_and_takes_times_from_records(tmp_path):
     counts = Counter(task.stage for task in ToyStudy("paper", store="nowhere").tasks())
     assert counts == {"dense": 1, "cell": 168, "calibration": 66, "profile": 66, "pool": 3}
-    page = (repository_root() / "book" / "study.md").read_text()
-    for text in ("168 cells", "66 calibration sets with their metrics, 3 pools", "$169$ evaluations"):
-        assert text in page
+    store = Store(tmp_path)
+    assert "no records" in costs(store, "small", "paper")[0].astext()
+    for seconds in (100.0, 360.0, 9999.0):  # one of them was paused
+        store.put(Record({"stage": "cell", "method": "wanda", "x": seconds}, {}, {"seconds": seconds, "threads": 1}))
+    grid, text = costs(store, "small", "paper")
+    rows = [[entry.astext() for entry in row.findall(nodes.entry)] for row in grid.findall(nodes.row)]
+    assert ["cell wanda", "93", "360", "9.30", "84"] in rows and ["all", "340", "", "9.30", "304"] in rows
+    assert ["pool", "3", "-", "-", "3"] in rows and "169 tasks of paper score a model" in text.astext()
 
 
 def test_every_fault_on_the_page_has_its_test():
@@ -200,6 +207,11 @@ def test_settings_of_every_profile_load():
         ({"grid": [{"methods": ["wander"]}]}, UnknownName, "wanda"),
         ({"grid": [{"sparsities": [60]}]}, UsageError, r"sparsities must be in \[0, 1\)"),
         ({"grid": [{"draws": 0}]}, UsageError, "draws must be a whole number"),
+        ({"grid": 5}, UsageError, r"quick\.yaml: grid must be a list, got 5"),
+        ({"grid": []}, UsageError, "grid must be a list of one part at least"),
+        ({"sources": "recipes"}, UsageError, "sources must be a list"),
+        ({"uniform": ["recipes"]}, UsageError, "uniform must be a mapping"),
+        ({"device": "cuuda"}, UsageError, "device must be auto, cpu, cuda or cuda:N"),
         ({"grid": ["recipes"]}, UsageError, "part 1 of the grid must be a mapping"),
     ],
 )

@@ -25,7 +25,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.errors import ExtensionError
 from sphinx.util import logging
 
-from igsp.sphinxext import benchmarks, claims, executed, howto, mixtures, quiz, reference, runs, site
+from igsp.sphinxext import benchmarks, claims, costs, executed, howto, mixtures, quiz, reference, runs, site
 from igsp.sphinxext.base import NOTEBOOKS, ProfileRole, ResultRole, VerdictRole
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ DIRECTIVES = {
     "cli-reference": reference.CliReference, "explorer": reference.Explorer, "mix-explorer": mixtures.MixExplorer,
     "quiz": quiz.Quiz, "exercises": quiz.Exercises, "course-file": quiz.CourseFile, "benchmarks": benchmarks.Benchmarks,
     "advice": howto.AdviceShown, "transcript": howto.Transcript,
+    "study-costs": costs.StudyCosts,
 }
 
 
@@ -88,6 +89,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("builder-inited", quiz.write_course)
     app.connect("source-read", _read_notebook)
     app.connect("env-get-outdated", _read_again)
+    app.connect("doctree-read", site.keep_units)
     app.connect("html-page-context", site.clean_page, priority=900)
     app.connect("build-finished", site.tidy_pages)
     app.add_css_file("palette.css")

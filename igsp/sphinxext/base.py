@@ -13,7 +13,7 @@ from sphinx.util.docutils import SphinxDirective, SphinxRole
 from igsp.errors import IgspError
 from igsp.sphinxext import ledger
 from igsp.sphinxext.tables import badge, code
-from igsp.sphinxext.values import Value, current_package, explain, is_stale, look_up, read_values, render
+from igsp.values import Value, current_package, explain, is_stale, look_up, read_values, render
 
 NOTEBOOKS = "book/notebooks"
 VERDICT_KIND = {ledger.HOLDS: "holds", ledger.DIFFERS: "differs", ledger.UNTESTABLE: "untestable"}

@@ -9,8 +9,12 @@ from typing import Any
 from docutils import nodes
 
 from igsp.sphinxext.base import BookDirective, results_folder
-from igsp.sphinxext.tables import Cell, table
+from igsp.sphinxext.tables import Cell, table, titled
 
+NAMES = {"cpu": "Pruning on a processor", "gpu": "Pruning on a GPU", "scheduler": "Running a study",
+         "generate": "Writing text", "protocols": "Writing calibration sets"}
+SHOWN = {"n": "{} windows", "seqlen": "{} tokens each", "sparsity": "{:.0%} sparsity", "cores": "{} cores",
+         "processor": "{}", "device": "{}", "model": "{}", "dtype": "{}"}  # the others: name and value
 NBSP = "\N{NO-BREAK SPACE}"
 COLUMNS = {  # heading by field of a run
     "seconds": "Seconds", "cpu_seconds": "CPU seconds", "solve_seconds": "Solver seconds", "peak_bytes": "Peak memory",
@@ -36,8 +40,14 @@ def benchmark_table(name: str, record: Mapping[str, Any]) -> nodes.table | None:
     columns = [field for field in COLUMNS if any(field in run for run in runs.values())]
     if not runs:
         return None
-    rows: list[list[Cell]] = [[key, *(shown(field, run) for field in columns)] for key, run in runs.items()]
-    return table(["Run", *(COLUMNS[field] for field in columns)], rows, f"{name}: {setting(record)}.", "igsp-dense")
+    rows: list[list[Cell]] = [[run_title(key), *(shown(field, run) for field in columns)] for key, run in runs.items()]
+    about = NAMES.get(record.get("benchmark", name), name)
+    return table(["Run", *(COLUMNS[field] for field in columns)], rows, f"{about}: {setting(record)}.", "igsp-dense")
+
+
+def run_title(key: str) -> str:
+    """Methods as prose writes them; `igsp` is the program here, not the protocol."""
+    return " ".join(word if word == "igsp" else titled(word) for word in key.split())
 
 
 def is_run(value: Any) -> bool:
@@ -64,6 +74,7 @@ def shown(field: str, run: Mapping[str, Any]) -> str:
 def setting(record: Mapping[str, Any]) -> str:
     """Machine and setting of a record in words."""
     machine = record.get("machine") or {"device": record.get("device"), "torch": record.get("torch")}
-    parts = [f"{key} {value}" for key, value in {**machine, **(record.get("setting") or {})}.items()
+    parts = [SHOWN.get(key, f"{key} {{}}").format(value).replace("%", " %")
+             for key, value in {**(record.get("setting") or {}), **machine}.items()
              if isinstance(value, str | int | float) and not isinstance(value, bool)]
-    return ", ".join(parts).replace("_", " ")
+    return titled(", ".join(parts).replace("_", " "))

@@ -13,7 +13,7 @@ from igsp.sources import DIMENSIONS
 from igsp.sphinxext import drawings, ledger
 from igsp.sphinxext.base import BookDirective, judged, published, result_nodes, verdict_badge
 from igsp.sphinxext.tables import Cell, badge, definitions, table
-from igsp.sphinxext.values import current_package, is_stale, look_up, render, signed_form
+from igsp.values import current_package, is_stale, look_up, render, signed_form
 
 
 class ClaimDirective(BookDirective):
@@ -28,23 +28,26 @@ class ClaimDirective(BookDirective):
         values = published(self.env)
         return [(row, ledger.judge_runs(row, values)) for row in ledger.claims()]
 
-    def ours(self, row: ledger.Judged) -> list[nodes.Node]:
-        """The values of a claim, one after another, each linked to its notebook."""
+    def ours(self, row: ledger.Judged, tests: bool = True) -> list[nodes.Node]:
+        """The values of a claim, one after another, each linked to its notebook; with their p-values if `tests`."""
         result: list[nodes.Node] = []
         for key, value in row.values.items():
             if result:
                 result.append(nodes.Text("; "))
+            dimension = key.rpartition("/")[2]
+            if len(row.values) > 1 and dimension in DIMENSIONS:
+                result.append(nodes.Text(f"{dimension.capitalize()} "))
             result += result_nodes(self.env, key, value, signed_form(key), marked=False)
-            if value.p is not None:
-                result.append(nodes.Text(f", p {render(value, 'p')}"))
-            if value.p_holm is not None:
-                result.append(nodes.Text(f" (Holm {render(value, 'p-holm')})"))
+            if tests and value.p is not None:
+                result.append(nodes.Text(f", {_p(render(value, 'p'))}"))
+            if tests and value.p_holm is not None:
+                result.append(nodes.Text(f" (Holm {_p(render(value, 'p-holm'))})"))
         return result
 
     def found(self, row: ledger.Judged, method: str = "") -> list[nodes.Node]:
         """Verdict, the values behind it, the reason, and a badge if other code made the values."""
         values = [*self.ours(row), nodes.Text(": ")] if row.values else []
-        head = [nodes.Text(f"{method} ")] if method and row.values else []
+        head = [nodes.strong("", method), nodes.Text(" ")] if method and row.values else []
         said = nodes.Text(f"{row.verdict.reason}.")
         return [*head, verdict_badge(row.verdict), nodes.Text(" "), *values, said, *self.stale(row)]
 
@@ -92,6 +95,10 @@ class ClaimDetails(ClaimDirective):
         return [definitions(items, "igsp-claims")]
 
 
+def _p(text: str) -> str:
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
 def rule_text(rule: Mapping[str, Any]) -> str:
     """A rule of `claims.yaml` in words."""
     words = {
@@ -116,14 +123,14 @@ class Findings(ClaimDirective):
         for claim, runs in pairs:
             found = [self.told(runs.get(method) or runs.get("")) for method in methods]
             rows.append([self.inline(claim.statement), self.inline(claim.paper), *found])
-        caption = "What the abstract claims, and what the reference run measured"
+        caption = "What the abstract claims, and what the reference run measured, with 95 % intervals"
         return [table(["Claim", "Paper", *methods], rows, caption, classes="igsp-ledger")]
 
     def told(self, row: ledger.Judged | None) -> Cell:
         """Verdict and values of a claim under one method."""
         if row is None or not row.values:
             return "not measured"
-        return [verdict_badge(row.verdict), nodes.Text(" "), *self.ours(row), *self.stale(row)]
+        return [verdict_badge(row.verdict), nodes.Text(" "), *self.ours(row, tests=False), *self.stale(row)]
 
 
 class ClaimsThatDiffer(ClaimDirective):

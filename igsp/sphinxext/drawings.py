@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from igsp.sphinxext.values import Value, interval, number
+from igsp.values import Value, interval, number
 
 LEFT, RIGHT, TOP, STEP, BOTTOM = 118, 424, 20, 46, 44  # pixels of the drawing; narrow, so that it reads on a phone
 

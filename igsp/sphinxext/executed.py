@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from igsp.sphinxext.values import NBSP
+from igsp.values import NBSP
 
 PARAMETER_TAGS = {"parameters", "injected-parameters"}
 SHORTEST_ALT = 20  # characters; anything shorter says nothing about a figure
@@ -153,7 +153,7 @@ def papermill_command(about: Mapping[str, Any]) -> str:
     """The stock papermill command that repeats this notebook alone."""
     source = str(about.get("source", "")).removesuffix(".py") + ".ipynb"
     options = [f"-p {name} {shlex.quote(_plain(value))}" for name, value in changed(about).items()]
-    return " ".join(["papermill -k python3", source, f"out/{Path(source).name}", *options])
+    return " ".join(["papermill -k python3", source, f"out-{Path(source).name}", *options])
 
 
 def _plain(value: Any) -> str:

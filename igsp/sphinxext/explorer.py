@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from igsp.sources import DIMENSIONS, catalogue
+from igsp.sphinxext.tables import titled
 from igsp.store import Record
 
 FIRST = ("calibration_perplexity", "aggregation_4")  # the metrics that the paper names lead the list
@@ -24,9 +25,9 @@ class Point:
 
     Attributes:
         run: method, sparsity and size of the calibration set, in words.
-        strategy: source id, mix or protocol.
+        strategy: source id, mix or protocol, as prose writes it.
         kind: the dimension of a source, else `mix` or `self-written`.
-        metrics: OIT metrics by name, of the first draw that has them.
+        metrics: OIT metrics by name, means over the draws that have them.
         retention: likelihood retention in percent by dimension, and `total`.
         draws: calibration draws behind the retention.
     """
@@ -64,7 +65,7 @@ def points(records: Iterable[Record]) -> list[Point]:
         known = [metrics[record.spec["calibration"]] for _, record in cells if record.spec["calibration"] in metrics]
         if known:
             kept = _means([cell for cell, _ in cells])
-            found.append(Point(run, strategy, _kind(strategy, cells[0][1]), _means(known), kept, len(cells)))
+            found.append(Point(run, titled(strategy), _kind(strategy, cells[0][1]), _means(known), kept, len(cells)))
     return found
 
 
@@ -84,22 +85,23 @@ def likelihood_retention(pruned: Mapping[str, Any], dense: Mapping[str, Any]) ->
 
 
 def html(found: Sequence[Point]) -> str:
-    """The explorer as HTML: five choices, an empty drawing that the script fills, and the data."""
+    """The explorer as HTML: five choices, an empty drawing and legend that the script fills, and the data."""
     shared = set.intersection(*(set(p.metrics) for p in found))
-    metrics = sorted(shared, key=lambda name: (name not in FIRST, name))
+    metrics = sorted(shared, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
     choices = {
         "run": ("Run", [(run, run) for run in dict.fromkeys(p.run for p in found)]),
-        "metric": ("Metric", [(name, name.replace("_", " ")) for name in metrics]),
+        "metric": ("Metric", [(name, titled(name).replace("_", " ")) for name in metrics]),
         "dimension": ("Retention of", [(name, name.capitalize()) for name in (*DIMENSIONS, "total")]),
         "scale": ("Axes", [("values", "values"), ("ranks", "ranks")]),
-        "strategy": ("Highlight", [("", "nothing"), *((name, name) for name in sorted({p.strategy for p in found}))]),
+        "strategy": ("Highlight", [("", "nothing")]),
     }
     form = "".join(_select(name, title, options) for name, (title, options) in choices.items())
     data = to_json([asdict(p) for p in found])
     return (
         f'<div class="igsp-explorer"><form onsubmit="return false">{form}</form>'
         '<svg viewBox="0 0 520 350" role="img" aria-label="Scatter plot of the chosen metric and retention"></svg>'
-        f'<p data-summary aria-live="polite"></p><script type="application/json">{data}</script></div>'
+        '<p class="igsp-legend"></p><p data-summary aria-live="polite"></p>'
+        f'<script type="application/json">{data}</script></div>'
     )
 
 
@@ -117,7 +119,7 @@ def run_name(spec: Mapping[str, Any], calibration: Mapping[str, Any]) -> str:
     """Method and sparsity, the size of the calibration set, and pattern and order where they are not the usual ones."""
     extra = [f"{calibration['n']} × {calibration['seqlen']} tokens"] if {"n", "seqlen"} <= calibration.keys() else []
     extra += [str(spec[key]) for key in ("pattern", "order") if spec.get(key) not in (None, "block")]
-    return ", ".join([f"{spec['method']} {100 * spec['sparsity']:g} %", *extra])
+    return titled(", ".join([f"{spec['method']} {100 * spec['sparsity']:g} %", *extra]))
 
 
 def _setting(record: Record) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from igsp.assets import catalog
 from igsp.errors import UnknownName, UsageError
-from igsp.sphinxext.values import Value, interval, look_up, signed_form
+from igsp.values import Value, interval, look_up, signed_form
 
 HOLDS, DIFFERS, UNTESTABLE = "holds", "differs", "not testable at this scale"
 REFERENCE = "small"  # profile of the committed records
@@ -91,7 +91,7 @@ def judge(claim: Claim, values: Mapping[str, Value], profile: str) -> Judged:
         raise UnknownName("rule", kind, RULES)
     allowed = claim.rule.get("profiles")
     if allowed and profile not in allowed:
-        reason = f"this claim is decided only at profile {' or '.join(allowed)}, and this book shows {profile}"
+        reason = f"decided only at profile {' or '.join(allowed)}"
         return Judged(claim, Verdict(UNTESTABLE, reason), used)
     needed = claim.rule.get("draws", 0)
     fewest = min((value.draws for value in used.values() if value.draws is not None), default=needed)

@@ -14,8 +14,8 @@ from docutils import nodes
 from igsp.errors import AssetError
 from igsp.sphinxext.base import BookDirective, results_folder
 from igsp.sphinxext.explorer import to_json
-from igsp.sphinxext.tables import table
-from igsp.sphinxext.values import number
+from igsp.sphinxext.tables import folded, table, titled
+from igsp.values import number
 
 FORMS = {
     "quadratic": "a quadratic mixture polynomial (Scheffé)",
@@ -88,20 +88,20 @@ class MixExplorer(BookDirective):
 
     def _panel(self, name: str, advice: dict[str, Any]) -> nodes.section:
         trials, about = advice["trials"], advice["settings"]
-        data, amount = measured(trials), about.get("pattern") or f"{about['sparsity']:.0%}"
-        section = nodes.section("", nodes.title("", f"Mixes for {name}"), ids=[f"mixes-{nodes.make_id(name)}"])
+        data, amount = measured(trials), about.get("pattern") or f"{100 * about['sparsity']:g} %"
+        section = nodes.section("", nodes.title("", f"Mixes for {titled(name)}"), ids=[f"mixes-{nodes.make_id(name)}"])
         section += nodes.paragraph(
             "", "Each slider is the number of calibration windows from one source; the shares follow from the numbers. "
-            f"{len(trials)} mixes were measured ({about['method']} {amount}, "
+            f"{len(trials)} mixes were measured ({titled(about['method'])} {amount}, "
             f"{about['n']} × {about['seqlen']} tokens). One of these shows its measured retention. Any other mix shows "
             f"{FORMS[data['form']]}, the form with the smallest leave-one-out error here; ± is that error.")
-        section += nodes.raw("", html(name, about["n"], data), format="html")
+        section += nodes.raw("", html(about["n"], data), format="html")
         rows = [[str(index), *(f"{100 * share:.1f}" for share in mix["shares"]), *(f"{v:.2f}" for v in mix["kept"]),
                  number(trial["gain"]["value"], 2, signed=True)]
                 for index, (mix, trial) in enumerate(zip(data["trials"], trials, strict=True), 1)]
         headings = ["Mix", *(f"{s}, %" for s in data["sources"]), *(d.capitalize() for d in data["dimensions"]), "Gain"]
-        caption = "Measured mixes: shares, retention in percent, gain over the first on the asked dimensions in points."
-        section += table(headings, rows, caption, classes="igsp-dense")
+        caption = "Shares and retention in percent, gain over equal parts (mix 1) on the asked dimensions in points."
+        section += folded(f"The {len(rows)} measured mixes", table(headings, rows, caption, classes="igsp-dense"))
         return section
 
 
@@ -115,7 +115,7 @@ def measured(trials: list[dict[str, Any]]) -> dict[str, Any]:
     return {"sources": sources, "dimensions": dimensions, "trials": mixes, **asdict(surface)}
 
 
-def html(name: str, n: int, data: dict[str, Any]) -> str:
+def html(n: int, data: dict[str, Any]) -> str:
     """The panel: sliders, a row per dimension that the script fills, and the data; hidden until the script runs."""
     sliders = "".join(
         f'<label>{escape(source)}<input type="range" min="0" max="{n}" value="{round(share * n)}">'
@@ -125,9 +125,9 @@ def html(name: str, n: int, data: dict[str, Any]) -> str:
     rows = "".join(f'<tr><th scope="row">{d.capitalize()}</th><td></td><td></td></tr>' for d in data["dimensions"])
     return (
         f'<div class="igsp-explorer igsp-mixes" hidden><form onsubmit="return false">{sliders}</form>'
-        f'<table class="table igsp-table"><caption>Retention of the chosen mix of {escape(name)}</caption>'
+        f'<table class="table igsp-table igsp-dense"><caption>Retention of the chosen mix</caption>'
         f'<thead><tr><th scope="col">Dimension</th><th scope="col">Retention, %</th>'
-        f'<th scope="col">Against the first mix, points</th></tr></thead><tbody>{rows}</tbody></table>'
+        f'<th scope="col">Against equal parts, points</th></tr></thead><tbody>{rows}</tbody></table>'
         '<p data-summary aria-live="polite"></p>'
         f'<script type="application/json">{to_json(data)}</script></div>'
     )

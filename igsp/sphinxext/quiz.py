@@ -22,7 +22,7 @@ from sphinx.util.osutil import relative_uri
 
 from igsp import course
 from igsp.errors import UnknownName, UsageError
-from igsp.sphinxext.base import BookDirective, page_link
+from igsp.sphinxext.base import BookDirective
 from igsp.sphinxext.tables import code
 
 FOLDER = "_static/course"
@@ -127,12 +127,16 @@ class Exercises(BookDirective):
         section = nodes.section("", nodes.title("", f"{one.id} {one.stars} {one.title}"), ids=[one.id])
         file = f"{FOLDER}/exercises/{one.name}"
         section += nodes.paragraph(
-            "", "", nodes.Text("Belongs to "), page_link(self.env, one.page, code(one.page.removeprefix("book/"))),
-            nodes.Text(". File: "), nodes.reference("", "", code(one.name), refuri=self._uri(None, file)),
-            nodes.Text(". Check: "), code(f"igsp check {one.id}"), nodes.Text("."),
+            "", "", nodes.Text("Belongs to "), *self._page(one.page), nodes.Text(". File: "),
+            nodes.reference("", "", code(one.name), refuri=self._uri(None, file)), nodes.Text(". Check: "),
+            code(f"igsp check {one.id}"), nodes.Text("."),
         )
         self.state.nested_parse(StringList(one.task.split("\n"), source=one.name), 0, section)
         return section
+
+    def _page(self, name: str) -> list[nodes.Node]:
+        """A link that shows the page's title; a book without that page shows its name."""
+        return self.inline(f"{{doc}}`/{name}`") if name in self.env.found_docs else [code(name)]
 
     def _uri(self, page: str | None, file: str = "") -> str:
         builder = self.env.app.builder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -17,11 +18,11 @@ from igsp.sources import DIMENSIONS, ORIGINS, catalogue
 from igsp.sphinxext import explorer
 from igsp.sphinxext.base import BookDirective, published, result_nodes, results_folder
 from igsp.sphinxext.ledger import REFERENCE
-from igsp.sphinxext.tables import code, table
+from igsp.sphinxext.tables import Cell, code, folded, table
 from igsp.store import Store
 
 KEPT = (*DIMENSIONS, "total")
-HELP_WIDTH = 80  # characters; the same whatever terminal the build runs in
+HELP_WIDTH = 78  # characters; the same whatever terminal the build runs in
 
 
 class SourcesTable(BookDirective):
@@ -31,13 +32,15 @@ class SourcesTable(BookDirective):
 
     def build(self) -> list[nodes.Node]:
         wanted, origins = self.options.get("dimension"), self.options.get("origin", ORIGINS)
+        users = {profile: catalog(f"profiles/{profile}")["sources"] for profile in ("quick", "small", "paper")}
         rows = [
-            [code(source.id), source.dimension.capitalize(), str(source.about), "yes" if source.generated else "no",
+            [code(source.id), source.dimension.capitalize(), f"{source.about}{' (generated)' * source.generated}",
+             ", ".join(profile for profile, names in users.items() if source.id in names) or "none",
              str(source.licence)]
             for source in catalogue().values() if wanted in (None, source.dimension) and source.origin in origins
         ]
-        return [table(["Source", "Dimension", "What it is", "Generated", "Licence"], rows,
-                      f"{len(rows)} calibration sources.", classes="igsp-sources")]
+        return [table(["Source", "Dimension", "What it is", "Profiles", "Licence"], rows,
+                      f"{len(rows)} calibration sources.", classes="igsp-stack")]
 
 
 class ProtocolSettings(BookDirective):
@@ -54,17 +57,19 @@ class ProtocolSettings(BookDirective):
         rows = [[code(setting), plain(about["value"]), self.origins[about["status"]],
                  about.get("source") or about.get("note") or ""] for setting, about in known[name].items()]
         title = self.options.get("title", name)
-        return [table(["Setting", "Value", "Known from", "Source or remark"], rows, f"Settings of {title}.")]
+        headings = ["Setting", "Value", "Known from", "Source or remark"]
+        return [table(headings, rows, f"Settings of {title}.", "igsp-stack")]
 
 
 def plain(value: Any) -> str:
     """A YAML value in words: mappings as `key value` pairs, null as `none`."""
     if isinstance(value, Mapping):
         nested = any(isinstance(inner, Mapping) for inner in value.values())
-        return ("; " if nested else ", ").join(f"{key} {plain(inner)}" for key, inner in value.items())
+        return ("; " if nested else ", ").join(
+            f"{key}{':' * isinstance(inner, Mapping)} {plain(inner)}" for key, inner in value.items())
     if isinstance(value, list):
         return ", ".join(plain(inner) for inner in value)
-    return "none" if value is None else str(value)
+    return "none" if value is None else "a space" if value == " " else str(value)
 
 
 class ValuesTable(BookDirective):
@@ -72,9 +77,12 @@ class ValuesTable(BookDirective):
 
     def build(self) -> list[nodes.Node]:
         values = published(self.env)
-        rows = [[code(key), result_nodes(self.env, key, value, "interval"), str(value.n or ""), value.label or ""]
-                for key, value in sorted(values.items())]
-        return [table(["Key", "Value", "n", "Label"], rows, f"Published values, profile {self.config.igsp_profile}.")]
+        rows: list[list[Cell]] = [
+            [code(key), [*result_nodes(self.env, key, value, "interval"), nodes.Text(f" {value.label or ''}")]]
+            for key, value in sorted(values.items())
+        ]
+        caption = f"Published values, profile {self.config.igsp_profile}."
+        return folded(f"{len(rows)} values", table(["Key", "Value"], rows, caption, "igsp-dense igsp-values"))
 
 
 class CliReference(BookDirective):
@@ -88,7 +96,8 @@ class CliReference(BookDirective):
             anchor = name.replace(" ", "-")
             section = nodes.section("", nodes.title("", "", code(name)), ids=[f"command-{anchor}"])
             parser.formatter_class = partial(argparse.RawDescriptionHelpFormatter, width=HELP_WIDTH)  # type: ignore[assignment]
-            section += nodes.literal_block("", parser.format_help().rstrip(), language="text")
+            parser.description = textwrap.fill(parser.description or "", HELP_WIDTH - 2)
+            section += nodes.literal_block("", parser.format_help().rstrip(), language="none")
             result.append(section)
         return result
 
@@ -121,11 +130,15 @@ class Explorer(BookDirective):
         if not found:
             return [nodes.paragraph("", "The stores of these profiles hold no records, only published values.")]
         runs = dict.fromkeys(point.run for point in found)
-        return [nodes.raw("", explorer.html(found), format="html"), *(self._table(run, found) for run in runs)]
+        tables = (node for run in runs for node in folded(run, self._table([p for p in found if p.run == run])))
+        intro = nodes.paragraph("", "The same data as tables:")
+        return [nodes.raw("", explorer.html(found), format="html"), intro, *tables]
 
-    def _table(self, run: str, found: list[explorer.Point]) -> nodes.table:
-        rows = [[code(p.strategy), p.kind.capitalize(), *(f"{p.retention[name]:.1f}" for name in KEPT),
-                 f"{p.metrics['calibration_perplexity']:.1f}", f"{p.metrics['aggregation_4']:.3f}", str(p.draws)]
-                for p in found if p.run == run]
-        headings = ["Strategy", "Kind", *(name.capitalize() for name in KEPT), "Perplexity", "A4", "Draws"]
-        return table(headings, rows, f"Likelihood retention in percent and two metrics: {run}.", classes="igsp-dense")
+    def _table(self, found: list[explorer.Point]) -> nodes.table:
+        rows = [[code(p.strategy) if p.strategy in catalogue() else p.strategy, p.kind.capitalize(),
+                 *(f"{p.retention[name]:.1f}" for name in KEPT), f"{p.metrics['calibration_perplexity']:.1f}",
+                 f"{p.metrics['aggregation_4']:.3f}"] for p in found]
+        headings = ["Strategy", "Kind", *(name.capitalize() for name in KEPT), "Perplexity", "A4"]
+        draws = " to ".join(dict.fromkeys(str(limit({p.draws for p in found})) for limit in (min, max)))
+        caption = f"Likelihood retention in percent, perplexity and 4-gram aggregation, by draws: {draws}."
+        return table(headings, rows, caption, classes="igsp-dense")

@@ -12,7 +12,7 @@ from sphinx.environment import BuildEnvironment
 from igsp.sphinxext import executed
 from igsp.sphinxext.base import NOTEBOOKS, BookDirective, page_link
 from igsp.sphinxext.tables import Cell, badge, code, definitions, table
-from igsp.sphinxext.values import current_package
+from igsp.values import current_package
 
 
 def all_runs(env: BuildEnvironment) -> list[executed.Run]:
@@ -131,4 +131,4 @@ class ExecutionStatistics(BookDirective):
         total = executed.duration(sum(run.seconds for run in found))
         rows.append(["All notebooks", "", total, str(sum(run.cells for run in found)), "", ""])
         return [table(["Notebook", "Code", "Run time", "Code cells", "Device", "Started"], rows,
-                      f"The runs behind this book, profile {self.config.igsp_profile}.")]
+                      f"The runs behind this book, profile {self.config.igsp_profile}.", "igsp-dense igsp-stack")]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
 from sphinx.application import Sphinx
 
 from igsp.assets import catalog, members, read_member
@@ -18,6 +19,7 @@ MATHJAX_WHEEL = "sphinx-mathjax-offline"
 MATHJAX_ROOT = "sphinx-mathjax-offline/static/mathjax/"
 MATHJAX_SCRIPT = "tex-mml-chtml.js"
 MATHJAX_FONTS = "output/chtml/fonts/woff-v2/"
+UNITS = re.compile(r"(?<=\d) (?=%)|(?<=\b[npρ]) (?=[<=]\s?[\d+−.])|(?<=\b[npρ] [<=]) (?=[\d+−.])")
 FONT_PRELOAD = re.compile(r'\s*<link rel="preload" as="font"[^>]*>')
 
 
@@ -72,6 +74,15 @@ def _without_thebe(assets: list[Any]) -> list[Any]:
         if "thebe" not in text and asset not in kept:
             kept.append(asset)
     return kept
+
+
+def keep_units(app: Sphinx, doctree: nodes.document) -> None:
+    """Puts no-break spaces into `60 %`, `n = 15` and `p < 0.05`, so that no line ends between number and unit."""
+    for node in list(doctree.findall(nodes.Text)):
+        if not isinstance(node.parent, (nodes.literal, nodes.FixedTextElement, nodes.math, nodes.raw)):
+            kept = UNITS.sub("\N{NO-BREAK SPACE}", node)
+            if kept != node:
+                node.parent.replace(node, nodes.Text(kept))
 
 
 def tidy_pages(app: Sphinx, exception: Exception | None) -> None:

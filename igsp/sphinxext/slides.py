@@ -47,7 +47,7 @@ def _page(title: str, kind: str, body: str) -> str:
 
 
 def _markdown() -> MarkdownIt:
-    return MarkdownIt("commonmark", {"html": True}).enable("table")
+    return MarkdownIt("commonmark", {"html": True, "typographer": True}).enable(["table", "smartquotes"])
 
 
 def _block(match: re.Match[str]) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from html import escape
 from typing import TypeAlias
 
 from docutils import nodes
+
+from igsp.assets import catalog
 
 Cell: TypeAlias = str | nodes.Node | Sequence[nodes.Node]
 
@@ -59,3 +63,15 @@ def badge(text: str, kind: str) -> nodes.inline:
 
 def code(text: str) -> nodes.literal:
     return nodes.literal("", text)
+
+
+def titled(text: str) -> str:
+    """`text` with methods and models written as in prose: `sparsegpt block` becomes `SparseGPT block`."""
+    titles = catalog("palette")["titles"]
+    return titles.get(text) or re.sub(r"[\w-]+", lambda word: titles.get(word[0], word[0]), text)
+
+
+def folded(summary: str, *content: nodes.Node) -> list[nodes.Node]:
+    """`content` below a line that unfolds it, with or without JavaScript."""
+    opening = nodes.raw("", f"<details><summary>{escape(summary)}</summary>", format="html")
+    return [opening, *content, nodes.raw("", "</details>", format="html")]

@@ -7,6 +7,7 @@ function startExplorer(root) {
   const [run, metric, dimension, scale, strategy] = ["run", "metric", "dimension", "scale", "strategy"].map(control);
   const picture = root.querySelector("svg");
   const summary = root.querySelector("[data-summary]");
+  const legend = root.querySelector(".igsp-legend");
   const box = { left: 62, right: 500, top: 14, bottom: 300 };
 
   const ranks = (values) => values.map((v) =>
@@ -29,7 +30,11 @@ function startExplorer(root) {
   function axis(values, from, to) {
     const [low, high] = [Math.min(...values), Math.max(...values)];
     const pad = (high - low || 1) * 0.06;
-    return { low, high, at: (v) => from + (v - low + pad) / (high - low + 2 * pad) * (to - from) };
+    const rough = (high - low || 1) / 4, power = 10 ** Math.floor(Math.log10(rough));
+    const step = power * [1, 2, 5, 10].find((k) => k * power >= rough);
+    const first = Math.ceil(low / step), count = Math.floor(high / step) - first + 1;
+    const ticks = low < high ? Array.from({ length: count }, (_, i) => (first + i) * step) : [low];
+    return { ticks, at: (v) => from + (v - low + pad) / (high - low + 2 * pad) * (to - from) };
   }
 
   const shapes = {
@@ -40,6 +45,28 @@ function startExplorer(root) {
     "self-written": (x, y) => svg("path", { d: `M${x} ${y - 7}v14M${x - 7} ${y}h14`, fill: "none", "stroke-width": 2.5 }),
     mix: (x, y) => svg("path", { d: `M${x - 6} ${y - 6}l12 12M${x + 6} ${y - 6}l-12 12`, fill: "none", "stroke-width": 2.5 }),
   };
+
+  function mark(kind, x, y) {
+    const made = shapes[kind](x, y);
+    made.setAttribute("class", `igsp-mark igsp-mark-${kind}`);
+    return made;
+  }
+
+  function explained(kind) {
+    const drawing = svg("svg", { viewBox: "-10 -10 20 20", width: 18, "aria-hidden": "true" });
+    const entry = document.createElement("span");
+    drawing.append(mark(kind, 0, 0));
+    entry.append(drawing, kind[0].toUpperCase() + kind.slice(1));
+    return entry;
+  }
+
+  // Offers for highlighting what the chosen run holds, and keeps the choice where it can.
+  function offer() {
+    const kept = strategy.value;
+    const names = data.filter((p) => p.run === run.value).map((p) => p.strategy);
+    strategy.replaceChildren(strategy.options[0], ...names.map((name) => new Option(name, name)));
+    strategy.value = names.includes(kept) ? kept : "";
+  }
 
   function draw() {
     const rows = data.filter((p) => p.run === run.value && p.metrics[metric.value] !== undefined);
@@ -53,31 +80,37 @@ function startExplorer(root) {
     const round = (v) => Number(v.toPrecision(3)).toString();
     const parts = [
       svg("path", { d: `M${box.left} ${box.top}V${box.bottom}H${box.right}`, fill: "none", stroke: "currentColor" }),
-      svg("text", { x: (box.left + box.right) / 2, y: box.bottom + 40, "text-anchor": "middle" },
+      svg("text", { x: (box.left + box.right) / 2, y: box.bottom + 43, "text-anchor": "middle" },
         metric.selectedOptions[0].text + (ranked ? ", rank" : "")),
       svg("text", { x: 14, y: (box.top + box.bottom) / 2, "text-anchor": "middle",
         transform: `rotate(-90 14 ${(box.top + box.bottom) / 2})` },
         `${dimension.selectedOptions[0].text} ${ranked ? "rank" : "retention, %"}`),
     ];
-    for (const [a, anchor] of [[x.low, "start"], [x.high, "end"]])
-      parts.push(svg("text", { x: x.at(a), y: box.bottom + 18, "text-anchor": anchor }, round(a)));
-    for (const b of [y.low, y.high])
-      parts.push(svg("text", { x: box.left - 6, y: y.at(b) + 5, "text-anchor": "end" }, round(b)));
+    for (const a of x.ticks) {
+      parts.push(svg("path", { d: `M${x.at(a)} ${box.bottom}v5`, stroke: "currentColor" }));
+      parts.push(svg("text", { x: x.at(a), y: box.bottom + 20, "text-anchor": "middle" }, round(a)));
+    }
+    for (const b of y.ticks) {
+      parts.push(svg("path", { d: `M${box.left} ${y.at(b)}h-5`, stroke: "currentColor" }));
+      parts.push(svg("text", { x: box.left - 8, y: y.at(b) + 5, "text-anchor": "end" }, round(b)));
+    }
     shown.forEach((p, i) => {
-      const mark = shapes[p.kind](x.at(xs[i]), y.at(ys[i]));
-      mark.setAttribute("class", `igsp-mark igsp-mark-${p.kind}`);
+      const drawn = mark(p.kind, x.at(xs[i]), y.at(ys[i]));
       if (p.strategy === strategy.value) {
-        mark.classList.add("igsp-mark-chosen");
+        drawn.classList.add("igsp-mark-chosen");
         parts.push(svg("text", { x: x.at(xs[i]), y: y.at(ys[i]) - 14, "text-anchor": x.at(xs[i]) > 280 ? "end" : "start" }, p.strategy));
       }
-      mark.append(svg("title", {}, `${p.strategy}: ${metric.value} ${p.metrics[metric.value]}, ${dimension.value} ${p.retention[dimension.value]} %`));
-      parts.push(mark);
+      const measured = `${metric.selectedOptions[0].text} ${p.metrics[metric.value]}, ${dimension.value} ${p.retention[dimension.value]} %`;
+      drawn.append(svg("title", {}, `${p.strategy}: ${measured}`));
+      parts.push(drawn);
     });
     picture.replaceChildren(...parts);
+    legend.replaceChildren(...Object.keys(shapes).filter((kind) => shown.some((p) => p.kind === kind)).map(explained));
     const rho = pearson(ranks(sources.map((p) => p.metrics[metric.value])), ranks(sources.map((p) => p.retention[dimension.value])));
     const best = rows.reduce((a, b) => (b.retention[dimension.value] > a.retention[dimension.value] ? b : a));
-    summary.textContent = `${run.value}: over ${sources.length} sources the rank correlation of ${metric.selectedOptions[0].text} with ` +
-      `${dimension.selectedOptions[0].text} retention is ${Number.isFinite(rho) ? rho.toFixed(2).replace("-", "\u2212") : "not defined"}. ` +
+    summary.textContent = (sources.length < 3 ? "Too few sources for a rank correlation. "
+      : `Over ${sources.length} sources the rank correlation of ${metric.selectedOptions[0].text} with ` +
+        `${dimension.selectedOptions[0].text} retention is ${Number.isFinite(rho) ? rho.toFixed(2).replace("-", "\u2212") : "not defined, as all are equal"}. `) +
       `Most is kept by ${best.strategy}: ${best.retention[dimension.value].toFixed(1)} %.`;
     const chosen = rows.find((p) => p.strategy === strategy.value);
     if (chosen) summary.textContent += ` ${chosen.strategy}: ${chosen.retention[dimension.value].toFixed(1)} %, place ` +
@@ -85,7 +118,9 @@ function startExplorer(root) {
     picture.setAttribute("aria-label", summary.textContent);
   }
 
+  run.addEventListener("change", offer);
   for (const select of [run, metric, dimension, scale, strategy]) select.addEventListener("change", draw);
+  offer();
   draw();
 }
 
@@ -94,7 +129,7 @@ function startMixes(root) {
   const data = JSON.parse(root.querySelector("script[type='application/json']").textContent);
   const sliders = [...root.querySelectorAll("input")];
   const rows = [...root.querySelectorAll("tbody tr")];
-  const signed = (v) => (v < 0 ? "\u2212" : "+") + Math.abs(v).toFixed(2);
+  const signed = (v) => (Math.abs(v) < 0.005 ? "" : v < 0 ? "\u2212" : "+") + Math.abs(v).toFixed(2);
   const apart = (trial, shares) => Math.hypot(...trial.shares.map((share, i) => share - shares[i]));
 
   function terms(shares) {

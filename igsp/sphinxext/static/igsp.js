@@ -14,6 +14,11 @@ function repair() {
     outer.before(box);
     box.append(outer);
   }
+  for (const table of document.querySelectorAll("table.igsp-ledger, table.igsp-stack, .igsp-panel table")) {
+    const names = [...table.querySelectorAll("thead th")].map((cell) => cell.textContent.trim());
+    for (const row of table.tBodies[0].rows) [...row.cells].forEach((cell, index) => (cell.dataset.label = names[index]));
+    table.classList.add("igsp-stacks");
+  }
   markScrollable();
 }
 
@@ -34,4 +39,5 @@ function markScrollable() {
 
 repair();
 window.addEventListener("resize", markScrollable);
+document.addEventListener("toggle", markScrollable, true); // a table that was folded
 window.addEventListener("load", () => setTimeout(markScrollable, 300));
