@@ -247,10 +247,17 @@ for row in gaps:
     about = (row["method"], row["name"], row["key"])
     if len(every) and "igsp" in info.index and about == (methods[0], "igsp", "uniform"):
         for d in figures.DIMENSIONS:
-            near, far = info[f"mismatch_{d}"]["uniform"], info[f"mismatch_{d}"]["igsp"]
+            near, far = (f"{info[f'mismatch_{d}'][n]:.2f}" for n in ("uniform", "igsp"))
+            place = (
+                "further from"
+                if far > near
+                else "nearer to"
+                if far < near
+                else "as far from"
+            )
             text.append(
                 f"{d.capitalize()}: {row['gap'][d].value:+.1f} points against the uniform mix, with tokens "
-                f"{'further from' if far > near else 'nearer to'} held-out text ({far:.2f} against {near:.2f}); over all "
+                f"{place} held-out text ({far} against {near}); over all "
                 f"strategies this distance has ρ = {rhos[d]:+.2f} with retention."
             )
 lines = "\n".join(f"- {line.replace(' -', ' −').replace('(-', '(−')}" for line in text)
