@@ -133,7 +133,8 @@ class Reference:
         """What the book cites of one method: values by key, as `Store.publish` takes them."""
         s = self.settings
         found: dict[str, dict[str, Any]] = {}
-        for name, row in noise_floor(self.by_draw(method)).iterrows():
+        floor = noise_floor(self.by_draw(method))
+        for name, row in floor.iterrows():
             found[f"spread/{name}"] = {"value": row["range"], "unit": "points"}
             if np.isfinite(row["within"]):
                 found[f"noise/{name}"] = {"value": row["within"], "unit": "points", "digits": 2}
@@ -151,6 +152,8 @@ class Reference:
             gap, n = self.gap("uniform", name, method)
             if n:
                 found[f"uniform-minus-{key}"] = {**vars(gap["total"]), "unit": "points", "label": name, "draws": n}
+                if len(floor) and np.isfinite(floor.within["total"]):
+                    found[f"uniform-minus-{key}"]["noise"] = floor.within["total"] * (2 / n) ** 0.5
         for sparsity, (gap, n) in self.margins("uniform", s.web, method).items():
             found[f"margin/{round(100 * sparsity)}"] = {**vars(gap["total"]), "unit": "points", "draws": n}
         masks = {"sources": self.mask_overlap(method).where(lambda x: x < 1).stack().mean(),
@@ -380,7 +383,8 @@ def contrasts(
         noise: standard deviation between draws of one strategy's total, in points; nan: unknown.
 
     Returns:
-        One row per pair: `method`, `name`, `key`, `rival`, `draws`, `gap` (`Reference.gap`) and `verdict` on the total.
+        One row per pair: `method`, `name`, `key`, `rival`, `draws`, `gap` (`Reference.gap`), `noise` of such a
+        difference, and `verdict` on the total.
     """
     rows = []
     for name in names:
@@ -388,7 +392,8 @@ def contrasts(
             gap, n = run.gap(name, rival, method)
             if n:
                 row = {"method": method or run.settings.method, "name": name, "key": key, "rival": rival, "draws": n}
-                rows.append({**row, "gap": gap, "verdict": verdict(gap["total"], noise * (2 / n) ** 0.5)})
+                row |= {"gap": gap, "noise": noise * (2 / n) ** 0.5}
+                rows.append({**row, "verdict": verdict(gap["total"], row["noise"])})
     return rows
 
 

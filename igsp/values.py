@@ -34,6 +34,7 @@ class Value:
         package: SHA-256 of the package source that computed it.
         p, p_holm: p-value, alone and corrected for the whole table.
         draws: independent calibration sets behind it, where that matters.
+        noise: of a difference between strategies, the standard deviation that the luck of the draw gives it.
         records: of what is read from records that other code made: what is known about them.
     """
 
@@ -49,6 +50,7 @@ class Value:
     p: float | None = None
     p_holm: float | None = None
     draws: int | None = None
+    noise: float | None = None
     records: str | None = None
 
     @property

@@ -324,7 +324,10 @@ for row in gaps:
         "unit": "points",
         "draws": row["draws"],
         "label": row["rival"],
-    } | ({"records": note} if note else {})
+    }
+    published = values[f"{key}{row['name']}-minus-{row['key']}"]
+    published |= {"records": note} if note else {}
+    published |= {"noise": row["noise"]} if np.isfinite(row["noise"]) else {}
 for key, name in (("igsp", "igsp"), ("pool", "pool-random")):
     if name in info.index:
         values[f"a4/{key}"] = {"value": info.aggregation_4[name], "digits": 3}

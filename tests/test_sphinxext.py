@@ -116,6 +116,10 @@ def test_too_few_draws_decide_nothing() -> None:
     for draws, status in ((1, ledger.UNTESTABLE), (3, ledger.HOLDS), (None, ledger.HOLDS)):
         judged = ledger.judge(row, {"k": Value(2.0, 1.0, 3.0, draws=draws)}, "quick")
         assert judged.verdict.status == status
+    lucky = Value(0.3, 0.1, 0.6, draws=3, noise=0.2)
+    assert ledger.judge(row, {"k": lucky}, "quick").verdict.status == ledger.UNTESTABLE, "two draws differ by as much"
+    sure = dataclasses.replace(lucky, noise=0.1)
+    assert ledger.judge(row, {"k": sure}, "quick").verdict.status == ledger.HOLDS
     assert "1 of the 3 draws" in ledger.judge(row, {"k": Value(2.0, 1.0, 3.0, draws=1)}, "quick").verdict.reason
 
 

@@ -148,6 +148,8 @@ def _above(value: Value, bound: float, wanted: int) -> Verdict:
     place = {1: "lies above", -1: "lies below", 0: "includes"}[_side(value, bound)]
     reason = f"the {what} {place} {bound:g}"
     side = _side(value, bound)
+    if side and value.noise is not None and abs(value.value - bound) <= 2 * value.noise:
+        return Verdict(UNTESTABLE, f"{reason}, but not by more than twice what the luck of the draw does")
     return Verdict(UNTESTABLE if side == 0 else HOLDS if side == wanted else DIFFERS, reason)
 
 
