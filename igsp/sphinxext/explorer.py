@@ -128,8 +128,8 @@ def _setting(record: Record) -> str:
 
 def _kind(strategy: str, record: Record) -> str:
     source = catalogue().get(strategy)
-    protocol = record.metrics["labels"].get("calibration", {}).get("kind") == "protocol"
-    return source.dimension if source else "self-written" if protocol else "mix"
+    written = record.metrics["labels"].get("calibration", {}).get("kind") in ("protocol", "candidates")
+    return source.dimension if source else "self-written" if written else "mix"
 
 
 def _round(value: Any) -> float:

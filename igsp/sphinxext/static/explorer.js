@@ -30,7 +30,7 @@ function startExplorer(root) {
   function axis(values, from, to) {
     const [low, high] = [Math.min(...values), Math.max(...values)];
     const pad = (high - low || 1) * 0.06;
-    const rough = (high - low || 1) / 4, power = 10 ** Math.floor(Math.log10(rough));
+    const rough = (high - low || 1) / 6, power = 10 ** Math.floor(Math.log10(rough));
     const step = power * [1, 2, 5, 10].find((k) => k * power >= rough);
     const first = Math.ceil(low / step), count = Math.floor(high / step) - first + 1;
     const ticks = low < high ? Array.from({ length: count }, (_, i) => (first + i) * step) : [low];
