@@ -46,6 +46,7 @@ from igsp.assets import catalog
 from igsp.reference import contrasts, links, noise_floor, recorded, reference
 from igsp.store import Store, repository_root
 from igsp.study import cells, frame, strategies
+from igsp.values import number
 
 figures.use_style()
 run = reference(shown)
@@ -285,11 +286,12 @@ else:
 
 # %% tags=["hide-input"]
 if shifts:
-    table = frame(rest.retentions(names=parts)).loc[parts]
+    kept = frame(rest.retentions(names=parts)).loc[parts]
+    table = kept.drop(columns="minimum").round(1)
     known = rest.information.groupby("strategy").mean().reindex(parts)
     table["A4"], table["perplexity"] = known.aggregation_4, known.calibration_perplexity
     table["difference"] = [shifts[n]["gap"]["total"] if n in shifts else "" for n in parts]
-    table["verdict"] = [shifts[n]["verdict"] if n in shifts else "" for n in parts]
+    table.index = [name.removeprefix("igsp-") for name in parts]
     title = "Ablations of IGSP: retention (%), aggregation, perplexity, difference to the reference setting in total"
     figures.show_table(table.rename_axis("variant").reset_index(), title)
 
@@ -347,16 +349,19 @@ for method in boards:
         mine = [r for r in gaps if (r["method"], r["name"]) == (method, name)]
         groups = {
             word: [
-                figures.phrase([(r["rival"], r["gap"]["total"].value)], "({:+.1f})")
+                f"{figures.title(r['rival'])} ({number(r['gap']['total'].value, 1, signed=True)})"
                 for r in mine
                 if r["verdict"] == word
             ]
             for word in dict.fromkeys(r["verdict"] for r in mine)
         }
-        told = [f"{word}: {', '.join(found)}" for word, found in groups.items() if found]
+        words = {"ahead": "ahead of", "not told apart": "not told apart from"}
+        told = [
+            f"{words.get(w, w)} {', '.join(found)}" for w, found in groups.items() if found
+        ]
         if told:
             lines.append(
-                f"- {names[method]}, IGSP ({reading}) against the others, in points. "
+                f"- Under {names[method]} IGSP ({reading}) is, in points, "
                 + "; ".join(told)
                 + "."
             )
