@@ -208,6 +208,11 @@ def test_a_table_of_speed_says_what_was_measured() -> None:
     for part in ("Pruning on a processor: 16 windows, 2 cores.", "Wanda", "2 (1.5 to 2.5)", "0.50 GB", "60.00 %"):
         assert part in text.replace(benchmarks.NBSP, " ")
     assert "floor" not in text and benchmarks.benchmark_table("empty", {"setting": {}}) is None
+    assert benchmarks.ratio_table("cpu", record) is None
+    ratios = {"llmcompressor wanda / igsp wanda": 3.0, "igsp wanda / two_pass_seconds": 1.5}
+    told = benchmarks.ratio_table("cpu", record | {"ratios": ratios})
+    assert told is not None
+    assert {"llm-compressor Wanda to igsp Wanda", "3.00", "igsp Wanda to the counted floor"} <= set(told.astext().split("\n\n"))
 
 
 PAGE = """```{quiz}

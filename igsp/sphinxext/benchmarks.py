@@ -1,4 +1,4 @@
-"""The table of speed records: one table per file of `book/results/benchmarks`."""
+"""The speed records: a table of runs, and one of ratios where there are some, per file of `book/results/benchmarks`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ NAMES = {"cpu": "Pruning on a processor", "gpu": "Pruning on a GPU", "scheduler"
          "generate": "Writing text", "protocols": "Writing calibration sets"}
 SHOWN = {"n": "{} windows", "seqlen": "{} tokens each", "sparsity": "{:.0%} sparsity", "cores": "{} cores",
          "processor": "{}", "device": "{}", "model": "{}", "dtype": "{}"}  # the others: name and value
+FLOORS = {"two_pass_seconds": "the counted floor", "model_two_pass_seconds": "the floor with the model's own forward"}
 NBSP = "\N{NO-BREAK SPACE}"
 COLUMNS = {  # heading by field of a run
     "seconds": "Seconds", "cpu_seconds": "CPU seconds", "solve_seconds": "Solver seconds", "peak_bytes": "Peak memory",
@@ -29,7 +30,8 @@ class Benchmarks(BookDirective):
         paths = sorted((results_folder(self.env) / "benchmarks").glob("*.json"))
         for path in paths:
             self.env.note_dependency(str(path))
-        tables = [benchmark_table(path.stem, json.loads(path.read_text(encoding="utf8"))) for path in paths]
+        records = {path.stem: json.loads(path.read_text(encoding="utf8")) for path in paths}
+        tables = [made(name, record) for name, record in records.items() for made in (benchmark_table, ratio_table)]
         return [*filter(None, tables)] or [nodes.paragraph("", "This build holds no speed records.")]
 
 
@@ -43,6 +45,17 @@ def benchmark_table(name: str, record: Mapping[str, Any]) -> nodes.table | None:
     rows: list[list[Cell]] = [[run_title(key), *(shown(field, run) for field in columns)] for key, run in runs.items()]
     about = NAMES.get(record.get("benchmark", name), name)
     return table(["Run", *(COLUMNS[field] for field in columns)], rows, f"{about}: {setting(record)}.", "igsp-dense")
+
+
+def ratio_table(name: str, record: Mapping[str, Any]) -> nodes.table | None:
+    """How many times longer (or, of texts, faster) the first of two runs was, by the clock and by CPU seconds."""
+    rows: list[list[Cell]] = [
+        [f"{run_title(first)} to {FLOORS.get(second, run_title(second))}", f"{ratio:.2f}",
+         f"{record['cpu_ratios'][pair]:.2f}" if pair in record.get("cpu_ratios", {}) else ""]
+        for pair, ratio in record.get("ratios", {}).items() for first, second in [pair.split(" / ")]
+    ]
+    caption = f"{NAMES.get(record.get('benchmark', name), name)}: ratios within that record."
+    return table(["Ratio of", "By the clock", "By CPU seconds"], rows, caption, "igsp-dense") if rows else None
 
 
 def run_title(key: str) -> str:
