@@ -392,8 +392,8 @@ def contrasts(
             gap, n = run.gap(name, rival, method)
             if n:
                 row = {"method": method or run.settings.method, "name": name, "key": key, "rival": rival, "draws": n}
-                row |= {"gap": gap, "noise": noise * (2 / n) ** 0.5}
-                rows.append({**row, "verdict": verdict(gap["total"], row["noise"])})
+                luck = noise * (2 / n) ** 0.5
+                rows.append({**row, "gap": gap, "noise": luck, "verdict": verdict(gap["total"], luck)})
     return rows
 
 
