@@ -141,8 +141,8 @@ def test_the_notebook_judges_by_the_records(tmp_path, monkeypatch):
     gap = 100 / (1.979 - 0.02 * place("igsp") + 0.001) - 100 / (1.979 - 0.02 * place("sgs") + 0.001)
     assert values["small/igsp-minus-sgs"]["value"] == pytest.approx(gap, rel=0.02)
     assert {v["draws"] for k, v in values.items() if "igsp-minus" in k} == {3}
-    line = next(line for line in said.splitlines() if line.startswith("- SparseGPT, IGSP (equal means)"))
-    assert "ahead: Self-Cal (+" in line and "behind: pool-random (\N{MINUS SIGN}" in line
+    line = next(line for line in said.splitlines() if line.startswith("- Under SparseGPT IGSP (equal means)"))
+    assert "ahead of Self-Cal (+" in line and "behind pool-random (\N{MINUS SIGN}" in line
     assert "small/wanda/igsp-thirds-minus-best-single" in values and "small/ablation/order-2" in values
 
 
