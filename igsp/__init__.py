@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
-import types
 from typing import Any
 
 __version__ = "0.1.0"
@@ -12,30 +10,19 @@ __version__ = "0.1.0"
 # The public interface, loaded on first use so that `import igsp` costs nothing.
 _WHERE = {
     "load_model": "igsp.models", "LanguageModel": "igsp.models",
-    "sample": "igsp.calibration", "mix": "igsp.calibration", "CalibrationSet": "igsp.calibration",
-    "profile": "igsp.information",
+    "sample": "igsp.text.windows", "mix": "igsp.text.windows", "CalibrationSet": "igsp.text.windows",
+    "profile": "igsp.text.metrics",
     "prune": "igsp.pruning.driver", "save": "igsp.pruning.driver", "prune_folder": "igsp.pruning.streaming",
-    "evaluate": "igsp.evaluation",
-    "retention": "igsp.retention",
+    "evaluate": "igsp.scoring.evaluation",
+    "retention": "igsp.scoring.retention",
     "advise": "igsp.advise",
 }
 __all__ = [*_WHERE, "protocols"]
 
 
-class _Package(types.ModuleType):
-    """Keeps a function apart from the module of its name: importing `igsp.retention` must not hide the function."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _WHERE and isinstance(value, types.ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
-
-
 def __getattr__(name: str) -> Any:
     if name == "protocols":
-        return importlib.import_module("igsp.protocols")
+        return importlib.import_module("igsp.writing")
     if name in _WHERE:
         return getattr(importlib.import_module(_WHERE[name]), name)
     raise AttributeError(f"module 'igsp' has no attribute '{name}'")

@@ -27,16 +27,17 @@ import yaml
 from tqdm import tqdm
 
 from igsp.assets import cache_dir, whole_or_nothing
-from igsp.calibration import CalibrationSet, largest_remainder, mix, sample
-from igsp.contamination import contaminated
 from igsp.errors import UnknownName, UsageError
-from igsp.evaluation import BITS_PER_BYTE, Scores, evaluate, load_suite, suite_sha256
 from igsp.models import LanguageModel
+from igsp.provenance import provenance, versions
 from igsp.pruning.driver import DEFAULT_SPARSITY, Statistics, collect_statistics, combine, prune
 from igsp.pruning.solvers import NEEDS, solver
-from igsp.retention import Estimate, difference, retention
-from igsp.sources import source
-from igsp.store import Record, Store, provenance, versions
+from igsp.scoring.contamination import contaminated
+from igsp.scoring.evaluation import BITS_PER_BYTE, Scores, evaluate, load_suite, suite_sha256
+from igsp.scoring.retention import Estimate, difference, retention
+from igsp.study.records import Record, Store
+from igsp.text.catalogue import source
+from igsp.text.windows import CalibrationSet, largest_remainder, mix, sample
 
 SEARCH, CONFIRM = (0, 2), (1, 2)  # even and odd items of every task
 MIN_DRAWS = 3  # fewer decide nothing

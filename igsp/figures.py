@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from igsp.assets import catalog
-from igsp.retention import Estimate
-from igsp.values import MINUS, NBSP, Value, interval, number, p_text
+from igsp.scoring.retention import Estimate
+from igsp.study.values import MINUS, NBSP, Value, interval, number, p_text
 
 DIMENSIONS = ("general", "commonsense", "code", "math")
 WIDTH = 5.4  # inches; the book shows 100 CSS pixels per inch

@@ -45,9 +45,9 @@ seed: Optional[int] = None  # first random stream
 import pandas as pd
 
 from igsp import figures
-from igsp.contamination import contamination
-from igsp.sources import catalogue, documents
-from igsp.study import Study, frame, score_table
+from igsp.scoring.contamination import contamination
+from igsp.text.catalogue import catalogue, documents
+from igsp.study.study import Study, frame, score_table
 
 figures.use_style()
 study = Study(

@@ -41,9 +41,9 @@ seed: Optional[int] = None  # first random stream
 import pandas as pd
 
 from igsp import figures
-from igsp.information import CORRELATED, METRICS
-from igsp.sources import catalogue
-from igsp.study import Study
+from igsp.text.metrics import CORRELATED, METRICS
+from igsp.text.catalogue import catalogue
+from igsp.study.study import Study
 
 figures.use_style()
 study = Study(
@@ -156,6 +156,6 @@ study.store.publish("02-oit-metrics", values)
 # ## Exercises
 #
 # 1. ★ A set repeats one window sixteen times. What are its $A_4$, its scope and its entropy? Check with
-#    `igsp.information.aggregation`.
+#    `igsp.text.metrics.aggregation`.
 # 2. ★★ Show that $A_1 \ge A_2 \ge A_3 \ge A_4$ need not hold exactly when windows are short. When does it?
 # 3. ★★★ Variety and entropy both measure diversity. Construct two sets that they rank in opposite order.

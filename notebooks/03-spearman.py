@@ -38,9 +38,9 @@ seed: Optional[int] = None  # first random stream
 
 # %% tags=["hide-input"]
 from igsp import figures
-from igsp.correlation import spearman_table
-from igsp.information import CORRELATED
-from igsp.study import Study, frame
+from igsp.scoring.correlation import spearman_table
+from igsp.text.metrics import CORRELATED
+from igsp.study.study import Study, frame
 
 figures.use_style()
 study = Study(

@@ -42,9 +42,9 @@ seed: Optional[int] = None  # first random stream
 import pandas as pd
 
 from igsp import figures
-from igsp.calibration import largest_remainder
-from igsp.retention import difference
-from igsp.study import Study, frame
+from igsp.text.windows import largest_remainder
+from igsp.scoring.retention import difference
+from igsp.study.study import Study, frame
 
 figures.use_style()
 study = Study(

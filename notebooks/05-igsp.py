@@ -43,10 +43,10 @@ import numpy as np
 import pandas as pd
 
 from igsp import figures
-from igsp.information import aggregation
-from igsp.protocols import random_choice
-from igsp.retention import difference
-from igsp.study import Study
+from igsp.text.metrics import aggregation
+from igsp.writing import random_choice
+from igsp.scoring.retention import difference
+from igsp.study.study import Study
 
 figures.use_style()
 study = Study(

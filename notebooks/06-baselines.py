@@ -44,8 +44,8 @@ seed: Optional[int] = None  # first random stream
 import pandas as pd
 
 from igsp import figures
-from igsp.retention import difference
-from igsp.study import Study
+from igsp.scoring.retention import difference
+from igsp.study.study import Study
 
 figures.use_style()
 study = Study(

@@ -40,7 +40,7 @@ seed: Optional[int] = None  # first random stream
 import pandas as pd
 
 from igsp import figures
-from igsp.study import Study, frame
+from igsp.study.study import Study, frame
 
 figures.use_style()
 study = Study(

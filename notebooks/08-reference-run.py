@@ -40,11 +40,12 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from igsp import figures
-from igsp.reference import noise_floor, recorded, reference
-from igsp.sphinxext.ledger import side_by_side
-from igsp.values import Value
-from igsp.store import Store, repository_root
-from igsp.study import cells, frame, score_table
+from igsp.study.recorded import noise_floor, recorded, reference
+from igsp.study.claims import side_by_side
+from igsp.study.values import Value
+from igsp.provenance import repository_root
+from igsp.study.records import Store
+from igsp.study.study import cells, frame, score_table
 
 figures.use_style()
 run = reference(shown)

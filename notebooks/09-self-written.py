@@ -43,10 +43,11 @@ from IPython.display import Markdown, display
 
 from igsp import figures
 from igsp.assets import catalog
-from igsp.reference import contrasts, links, noise_floor, recorded, reference
-from igsp.store import Store, repository_root
-from igsp.study import cells, frame, strategies
-from igsp.values import number
+from igsp.study.recorded import contrasts, links, noise_floor, recorded, reference
+from igsp.provenance import repository_root
+from igsp.study.records import Store
+from igsp.study.study import cells, frame, strategies
+from igsp.study.values import number
 
 figures.use_style()
 run = reference(shown)

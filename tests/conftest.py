@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny import FAMILIES, tiny_calibration, tiny_model
 
-from igsp.calibration import CalibrationSet
 from igsp.models import LanguageModel
+from igsp.text.windows import CalibrationSet
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 """A stand-in for a study that imports neither torch nor transformers: processes that run it start at once.
 
-It has what `igsp.executors` asks of a study. A cell takes as long as it is told to and writes a line to a log.
+It has what `igsp.study.engine` asks of a study. A cell takes as long as it is told to and writes a line to a log.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from igsp import executors
-from igsp.store import Record, Store
+from igsp.study import engine as executors
+from igsp.study.records import Record, Store
 
 NAMES = ("recipes", "stdlib", "uniform", "igsp")
 

@@ -11,10 +11,10 @@ import yaml
 from tiny import tiny_model
 
 from igsp import advise as advise_function
-from igsp.calibration import CalibrationSet, Window, concatenate, largest_remainder
 from igsp.errors import UnknownName, UsageError
 from igsp.models import tokenizer_fingerprint
-from igsp.retention import Estimate
+from igsp.scoring.retention import Estimate
+from igsp.text.windows import CalibrationSet, Window, concatenate, largest_remainder
 
 advise = importlib.import_module("igsp.advise")
 Trial = advise.Trial

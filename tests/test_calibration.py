@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from igsp import calibration
-from igsp.calibration import CalibrationSet, Window, concatenate, largest_remainder, mix, sample
 from igsp.errors import NotEnoughText, UsageError
-from igsp.sources import Document
+from igsp.text import windows as calibration
+from igsp.text.catalogue import Document
+from igsp.text.windows import CalibrationSet, Window, concatenate, largest_remainder, mix, sample
 
 
 @pytest.fixture(scope="module")

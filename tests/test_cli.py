@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from igsp_book.reference import commands
 from tiny import tiny_model
 from transformers import AutoModelForCausalLM, BertConfig, BertModel
 
-from igsp import cli, plan
-from igsp.calibration import CalibrationSet
+from igsp import cli
 from igsp.completion import script
+from igsp.pruning import cost as plan
 from igsp.pruning.report import load_masks
-from igsp.sphinxext.reference import commands
+from igsp.text.windows import CalibrationSet
 
 TEXT = ["--n", "4", "--seqlen", "32"]
 
@@ -236,7 +237,7 @@ def test_a_failing_disk_is_a_failure_and_not_a_traceback(run, model, tmp_path, m
     def full(*arguments, **options):
         raise OSError(28, "No space left on device", str(tmp_path))
 
-    monkeypatch.setattr("igsp.exchange.export", full)
+    monkeypatch.setattr("igsp.text.exchange.export", full)
     code, _, err = run("calibrate", "--model", model, "--source", "stdlib", *TEXT, "--out", tmp_path / "x")
     assert code == 1 and "No space left" in err
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from light import NAMES, LightStudy, finish, log, maker, numbers, twice, wait_for_cells
 
-from igsp import executors
+from igsp.study import engine as executors
 
 pytest.importorskip("ray", reason="Ray is not installed (extra `cluster`)")
 
@@ -26,7 +26,7 @@ def undisturbed(tmp_path_factory):
 
 
 def run(root, address=None, **options):
-    from igsp.cluster import RayCluster
+    from igsp.study.cluster import RayCluster
 
     study = LightStudy(str(root), **options)
     return executors.run(study, study.tasks(), RayCluster(address, 2), maker(root, **options), progress=False)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igsp import contamination as module
-from igsp.contamination import SHORTEST, contaminated, contamination, normalise, overlaps
-from igsp.sources import Document, documents
+from igsp.scoring import contamination as module
+from igsp.scoring.contamination import SHORTEST, contaminated, contamination, normalise, overlaps
+from igsp.text.catalogue import Document, documents
 
 ITEM = "How many legs do three spiders have, all together?"
 
@@ -80,7 +80,7 @@ def test_what_was_found_is_kept_and_found_again_if_damaged(suite, tmp_path, monk
 def test_what_is_found_stays_out_of_the_windows_and_leaves_the_rest(monkeypatch):
     from tiny import tiny_model
 
-    from igsp import calibration
+    from igsp.text import windows as calibration
 
     texts = [Document(str(i), f"{i} " * 40) for i in range(30)]
     monkeypatch.setattr(calibration, "documents", lambda source, split: texts)
@@ -97,8 +97,8 @@ def test_what_is_found_stays_out_of_the_windows_and_leaves_the_rest(monkeypatch)
 @pytest.mark.skipif(not os.environ.get("IGSP_DATA"), reason="needs a mirror of the data (IGSP_DATA)")
 def test_published_overlaps_are_found():
     """BoolQ's training and validation questions share passages; the test is the validation split's own passages."""
-    from igsp.readers import rows
-    from igsp.sources import catalogue
+    from igsp.text.catalogue import catalogue
+    from igsp.text.readers import rows
 
     path = catalogue()["boolq"].mirror_files()[0].with_name("validation.jsonl.gz")
     passages = {normalise(row["passage"]) for row in rows(path)}

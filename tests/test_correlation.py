@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from igsp.correlation import holm, spearman, spearman_table
 from igsp.errors import UsageError
+from igsp.scoring.correlation import holm, spearman, spearman_table
 
 
 def test_rho_is_scipys_with_ties():

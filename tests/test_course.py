@@ -11,11 +11,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from igsp_book import benchmarks, course, quiz, slides
 
-from igsp import course
 from igsp.cli import main
 from igsp.errors import IgspError, UnknownName, UsageError
-from igsp.sphinxext import benchmarks, quiz, slides
 
 ROOT = Path(__file__).parents[1]
 BOOK = ROOT / "book"
@@ -235,7 +234,7 @@ PAGE = """```{quiz}
 ```"""
 
 
-CONFIGURATION = """extensions = ['myst_nb', 'igsp.sphinxext']
+CONFIGURATION = """extensions = ['myst_nb', 'igsp_book']
 nb_execution_mode = 'off'
 root_doc = 'index'
 html_theme = 'basic'

@@ -10,11 +10,11 @@ import pytest
 
 import igsp
 
-MODULES = [m.name for m in pkgutil.walk_packages(igsp.__path__, "igsp.") if not m.name.startswith("igsp.sphinxext")]
+MODULES = [m.name for m in pkgutil.walk_packages(igsp.__path__, "igsp.") if not m.name.startswith("igsp_book")]
 SHOWN = {  # public functions whose docstring must hold an example
-    "igsp.calibration": ["largest_remainder"], "igsp.correlation": ["spearman", "holm"],
-    "igsp.ngrams": ["aggregation"], "igsp.advise": ["design", "towards", "whole", "beats"],
-    "igsp.executors": ["duration"],
+    "igsp.text.windows": ["largest_remainder"], "igsp.scoring.correlation": ["spearman", "holm"],
+    "igsp.text.ngrams": ["aggregation"], "igsp.advise": ["design", "towards", "whole", "beats"],
+    "igsp.study.engine": ["duration"],
 }
 
 

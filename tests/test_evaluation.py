@@ -14,9 +14,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from igsp import items
 from igsp.errors import AssetError, NumericalError, UnknownName, UsageError
-from igsp.evaluation import (
+from igsp.models import LanguageModel, tokenizer_fingerprint
+from igsp.scoring import items
+from igsp.scoring.evaluation import (
     Scores,
     evaluate,
     heldout_texts,
@@ -26,8 +27,7 @@ from igsp.evaluation import (
     suite_sha256,
     task_folders,
 )
-from igsp.models import LanguageModel, tokenizer_fingerprint
-from igsp.sources import DIMENSIONS, catalogue, documents
+from igsp.text.catalogue import DIMENSIONS, catalogue, documents
 
 SHAPE = dict(vocab_size=257, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
              num_key_value_heads=2, max_position_embeddings=2048)
@@ -118,7 +118,7 @@ def test_scorer_gives_the_numbers_of_lm_evals_own_model(kind):
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    from igsp.harness import Scorer
+    from igsp.scoring.harness import Scorer
 
     model = tiny(kind)
     pairs = [("a b", " c"), ("a b", " d"), ("", "start"), ("one two", " four five"), ("x" * 90, " y"),
@@ -309,7 +309,7 @@ def test_importing_the_module_does_not_import_lm_eval():
 
 
 def test_trivial_solvers_beat_what_they_are_made_for_and_nothing_else():
-    from igsp import baselines
+    from igsp.scoring import trivial as baselines
 
     rows = [
         {"query": "the cat sat", "choices": ["cat", "a dog there"], "gold": 1},
@@ -327,7 +327,8 @@ def test_trivial_solvers_beat_what_they_are_made_for_and_nothing_else():
 
 @pytest.mark.model
 def test_dense_model_beats_every_trivial_solver_on_every_choice_task():
-    from igsp import baselines, load_model
+    from igsp import load_model
+    from igsp.scoring import trivial as baselines
 
     dense = evaluate(load_model("smollm2-135m"), "quick", progress=False)
     for row in baselines.baselines("quick"):
@@ -365,7 +366,7 @@ def published(tmp_path, monkeypatch):
 
 def asked(lm, path, monkeypatch):
     """Contexts that the first task of a suite asks the model to go on from, with what it writes."""
-    from igsp.harness import Scorer
+    from igsp.scoring.harness import Scorer
 
     seen = []
     generate = Scorer.generate_until
@@ -486,8 +487,8 @@ def test_a_filter_must_be_chosen_where_there_are_several(lm, published):
 
 
 def test_no_text_of_the_small_suite_comes_from_a_calibration_source_of_that_profile():
-    from igsp.harness import load_yaml
-    from igsp.study import settings
+    from igsp.scoring.harness import load_yaml
+    from igsp.study.study import settings
 
     texts = [task for task in SMALL.tasks if task.metric == "bits_per_byte"]
     assert [sum(task.dimension == name for task in texts) for name in DIMENSIONS] == [2] * len(DIMENSIONS)
@@ -499,8 +500,9 @@ def test_no_text_of_the_small_suite_comes_from_a_calibration_source_of_that_prof
 @needs_mirror
 @pytest.mark.model
 def test_dense_model_beats_every_trivial_solver_on_the_choices_of_the_small_suite():
-    from igsp import baselines, load_model
-    from igsp.study import settings
+    from igsp import load_model
+    from igsp.scoring import trivial as baselines
+    from igsp.study.study import settings
 
     trivial = baselines.baselines("small", settings("small").sources)
     assert {row["task"] for row in trivial} == {task.task for task in SMALL.tasks if task.chance}
@@ -524,8 +526,8 @@ def test_choices_from_published_sets_are_well_formed(name):
 @needs_mirror
 @pytest.mark.parametrize("suite", [SMALL, PAPER], ids=lambda suite: suite.name)
 def test_every_task_that_the_mirror_holds_can_be_scored(lm, suite, monkeypatch):
-    from igsp import sandbox
-    from igsp.harness import Scorer
+    from igsp.scoring import sandbox
+    from igsp.scoring.harness import Scorer
 
     def few_tokens(self, context, max_length, **options):
         return generate(self, context, max_length=context.shape[1] + 4, **options)
@@ -551,7 +553,7 @@ def test_every_task_that_the_mirror_holds_can_be_scored(lm, suite, monkeypatch):
 
 @needs_mirror
 def test_a_group_is_scored_by_items_and_its_members_give_in_proportion_to_their_size():
-    from igsp import harness
+    from igsp.scoring import harness
 
     tasks = harness.load_tasks("mmlu", task_folders(PAPER), shots=0)
     sizes, some = harness.shares(tasks, None), harness.shares(tasks, 1000)
@@ -563,7 +565,7 @@ def test_a_group_is_scored_by_items_and_its_members_give_in_proportion_to_their_
 @needs_mirror
 @pytest.mark.parametrize(("task", "solution"), [("humaneval", "canonical_solution"), ("mbpp", "code")])
 def test_reference_solutions_pass_and_broken_ones_do_not(task, solution):
-    from igsp import harness, sandbox
+    from igsp.scoring import harness, sandbox
 
     if not sandbox.available():
         pytest.skip("nothing isolates programs here")

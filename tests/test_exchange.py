@@ -15,12 +15,12 @@ from safetensors import safe_open
 from tiny import tiny_calibration, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from igsp.calibration import CalibrationSet, Window
 from igsp.errors import NotEnoughText, TokenizerMismatch, UsageError
-from igsp.exchange import FORMATS, export, read, to_dataset
 from igsp.models import LanguageModel, tokenizer_fingerprint
 from igsp.pruning.driver import prune, save
 from igsp.pruning.report import load_masks
+from igsp.text.exchange import FORMATS, export, read, to_dataset
+from igsp.text.windows import CalibrationSet, Window
 
 
 @pytest.fixture(scope="module")

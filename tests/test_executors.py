@@ -14,12 +14,13 @@ import pytest
 from light import NAMES, Inline, LightStudy, dies, finish, log, maker, numbers, run, twice, wait_for_cells
 from toy import ToyStudy
 
-from igsp import executors
 from igsp.cli import main
 from igsp.errors import IgspError
-from igsp.executors import LocalPool, Pace, plan, survey
-from igsp.store import Store, key_of
-from igsp.study import Task
+from igsp.provenance import key_of
+from igsp.study import engine as executors
+from igsp.study.engine import LocalPool, Pace, plan, survey
+from igsp.study.records import Store
+from igsp.study.study import Task
 
 
 def tasks_of(study, names=NAMES):
@@ -256,7 +257,7 @@ def test_a_task_under_way_elsewhere_is_shown_as_running_and_left_to_the_other(tm
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
     """`igsp study` on the toy; returns exit code and output."""
-    import igsp.study
+    import igsp.study.study
 
     monkeypatch.setattr(igsp.study, "Study", ToyStudy)
 
@@ -295,7 +296,7 @@ EARLY = """
 import sys
 sys.path.insert(0, {tests!r})
 import torch
-from igsp import executors
+from igsp.study import engine as executors
 from light import LightStudy
 
 class Threads(LightStudy):

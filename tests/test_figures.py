@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from igsp import figures
-from igsp.retention import Estimate
+from igsp.scoring.retention import Estimate
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import pytest
 import torch
 from tiny import VOCABULARY, tiny_model
 
-from igsp.decoding import Slots
 from igsp.errors import NumericalError, UnknownName, UsageError
-from igsp.generation import GenerationError, Request, generate, stop_tokens, write_texts
-from igsp.likelihood import text_losses, window_losses
 from igsp.models import load_model
-from igsp.sampling import Sampling, Schedule, _ranked, draw, gumbel, stream_key
+from igsp.text.likelihood import text_losses, window_losses
+from igsp.writing.decoding import Slots
+from igsp.writing.generation import GenerationError, Request, generate, stop_tokens, write_texts
+from igsp.writing.sampling import Sampling, Schedule, _ranked, draw, gumbel, stream_key
 
 DECODABLE = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "opt", "gpt2", "gpt_neox", "olmo2"]
 PROMPTS = [[5], [6, 7, 8], [9, 10], [11, 12, 13, 14], [5], [20, 21]]
@@ -161,10 +161,10 @@ def test_repetition_penalty_is_that_of_transformers(llama):
 def test_memory_bounds_the_texts_in_flight(llama, monkeypatch):
     expected = generate(llama, PROMPTS, 12, SEEDS, progress=False)
     each = 2 * 3 * 2 * 16 * 32 * 4  # keys and values, layers, heads, head size, positions, bytes
-    monkeypatch.setattr("igsp.decoding.CACHE_BYTES", 2 * each)
+    monkeypatch.setattr("igsp.writing.decoding.CACHE_BYTES", 2 * each)
     assert Slots(llama, 6, 20).texts == 2
     assert generate(llama, PROMPTS, 12, SEEDS, progress=False) == expected
-    monkeypatch.setattr("igsp.decoding.CACHE_BYTES", 1)
+    monkeypatch.setattr("igsp.writing.decoding.CACHE_BYTES", 1)
     assert Slots(llama, 6, 20).texts == 1
 
 
@@ -172,7 +172,7 @@ def test_rows_follow_the_texts_only_where_the_products_agree(monkeypatch):
     lm = tiny_model("llama", dtype=torch.bfloat16)
     slots = Slots(lm, 3, 20)
     assert slots.width in (64, 128)
-    monkeypatch.setattr("igsp.decoding.torch.equal", lambda *a: False)
+    monkeypatch.setattr("igsp.writing.decoding.torch.equal", lambda *a: False)
     assert Slots(lm, 3, 20).width == 128 and Slots(lm, 1000, 20).texts == 128
     assert not any("forward" in vars(module) for module in lm.model.modules())
 
@@ -394,7 +394,7 @@ def test_no_texts_asked_for_gives_none(llama):
 @pytest.mark.parametrize("batch_size", [None, 1, 3])
 def test_window_losses_are_the_mean_cross_entropy(family, batch_size, monkeypatch):
     lm = tiny_model(family)
-    monkeypatch.setattr("igsp.likelihood.LOGITS_PER_CHUNK", 5 * VOCABULARY)  # several chunks a window
+    monkeypatch.setattr("igsp.text.likelihood.LOGITS_PER_CHUNK", 5 * VOCABULARY)  # several chunks a window
     ids = torch.randint(0, VOCABULARY, (5, 17), generator=torch.Generator().manual_seed(0))
     logs = lm.model(ids).logits.double().log_softmax(-1)
     expected = -logs[:, :-1].gather(2, ids[:, 1:, None]).squeeze(2).mean(1)

@@ -8,7 +8,7 @@ from pathlib import Path
 from test_sphinxext import build, folder  # noqa: F401, the fixture
 
 from igsp.advise import Advice, Trial
-from igsp.retention import Estimate
+from igsp.scoring.retention import Estimate
 
 
 def made() -> Advice:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igsp.errors import UsageError
-from igsp.ngrams import Coverage, aggregation, distinct_and_total, gram_keys, window_aggregation
+from igsp.text.ngrams import Coverage, aggregation, distinct_and_total, gram_keys, window_aggregation
 
 
 def brute(ids, order):

@@ -10,10 +10,10 @@ import time
 import jupytext
 import nbformat
 import pytest
+from igsp_book import notebooks
 
-from igsp import notebooks
 from igsp.errors import IgspError, UnknownName, UsageError
-from igsp.store import repository_root
+from igsp.provenance import repository_root
 
 ROOT = repository_root()
 FACTS = {

@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from igsp import __version__
-from igsp.store import repository_root
+from igsp.provenance import repository_root
 
 ROOT = Path(repository_root())
 

@@ -15,14 +15,14 @@ from tiny import VOCABULARY, tiny_model
 
 from igsp import protocols
 from igsp.assets import catalog
-from igsp.calibration import CalibrationSet
 from igsp.errors import NotEnoughText, UnknownName, UsageError
-from igsp.generation import GenerationError
-from igsp.likelihood import window_losses
 from igsp.models import tokenizer_fingerprint
-from igsp.ngrams import aggregation
-from igsp.protocols import CandidatePool, NotEnoughCandidates
-from igsp.sources import Document
+from igsp.text.catalogue import Document
+from igsp.text.likelihood import window_losses
+from igsp.text.ngrams import aggregation
+from igsp.text.windows import CalibrationSet
+from igsp.writing import CandidatePool, NotEnoughCandidates
+from igsp.writing.generation import GenerationError
 
 DIMENSIONS = ("general", "commonsense", "code", "math")
 BASELINES = {
@@ -99,8 +99,8 @@ def test_lazy_choice_is_that_of_plain_greedy(lam, order, seed):
 
 def scales(pool, n, order):
     """The sigmas that a selection used, from two runs of the objective."""
-    from igsp.ngrams import Coverage
-    from igsp.protocols.igsp import _cells, _Objective
+    from igsp.text.ngrams import Coverage
+    from igsp.writing.igsp import _cells, _Objective
 
     groups, wanted = _cells(pool, n, "mean")
     dimensions = np.unique(np.array(pool.dimensions), return_inverse=True)[1]
@@ -228,7 +228,7 @@ def test_pools_of_a_dimension_share_a_part():
 
 def test_the_ablations_ask_for_what_the_selection_takes():
     """Every selection of the profile runs on a pool like the one that it is meant for."""
-    from igsp.study import settings
+    from igsp.study.study import settings
 
     s = settings("small-ablation")
     stream, names = np.random.default_rng(0), []
@@ -397,7 +397,7 @@ def test_self_cal_is_full_windows_without_special_tokens(lm):
 @pytest.fixture
 def encyclopaedia(monkeypatch):
     documents = [Document(str(i), " ".join(f"w{3 + (7 * i + j) % 120}" for j in range(9))) for i in range(60)]
-    monkeypatch.setattr(sys.modules["igsp.protocols.sgs"], "documents", lambda source, split: documents)
+    monkeypatch.setattr(sys.modules["igsp.writing.sgs"], "documents", lambda source, split: documents)
     return documents
 
 
@@ -411,7 +411,7 @@ def test_sgs_continues_prefixes_of_the_source(lm, encyclopaedia):
 
 
 def test_sgs_drops_the_unlikely_fifth(lm, encyclopaedia, monkeypatch):
-    module, seen = sys.modules["igsp.protocols.sgs"], {}
+    module, seen = sys.modules["igsp.writing.sgs"], {}
     join = module._join
     monkeypatch.setattr(module, "_join", lambda m, texts, sep: seen.update(kept=texts) or join(m, texts, sep))
     protocols.sgs(lm, 2, 24, texts=20, progress=False)

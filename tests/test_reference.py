@@ -10,14 +10,14 @@ from scipy import stats
 from toy import toy_scores
 
 from igsp.errors import AssetError, UsageError
-from igsp.information import CORRELATED
-from igsp.masks import mask_sample, overlap
+from igsp.pruning.masks import mask_sample, overlap
 from igsp.pruning.report import ModuleReport, PruneReport, pack_mask
-from igsp.reference import noise_floor, reference, verify
-from igsp.sphinxext import ledger
-from igsp.store import Record, Store, record_code
-from igsp.study import settings
-from igsp.values import Value, is_stale
+from igsp.study import claims as ledger
+from igsp.study.recorded import noise_floor, reference, verify
+from igsp.study.records import Record, Store, record_code
+from igsp.study.study import settings
+from igsp.study.values import Value, is_stale
+from igsp.text.metrics import CORRELATED
 
 SIZE = {"n": settings("small").n, "seqlen": settings("small").seqlen}
 
@@ -121,7 +121,7 @@ def test_cells_of_other_code_are_marked_until_some_are_verified(store, monkeypat
                 about = {"code": record_code()}
                 self.store.put(Record(old.record.spec, old.record.metrics | {"scores": scores}, about))
 
-    monkeypatch.setattr("igsp.reference.Study", Again)
+    monkeypatch.setattr("igsp.study.recorded.Study", Again)
     assert reference("small", store.root).note() == "other code"
     first = verify("small", store.root, sample=2)
     assert len(first) == 2 and first["same set"].eq("yes").all()
@@ -137,7 +137,7 @@ def test_cells_of_other_code_are_marked_until_some_are_verified(store, monkeypat
     assert worst == pytest.approx(max(run.retentions(names=[c.strategy])[c.strategy].total.value for c in Again.asked)
                                   / 1001, rel=0.02)
     assert run.verified() and not any("records" in entry for entry in run.headline().values())
-    monkeypatch.setattr("igsp.reference.noise_floor", lambda _: pd.DataFrame({"within": {"total": worst}}))
+    monkeypatch.setattr("igsp.study.recorded.noise_floor", lambda _: pd.DataFrame({"within": {"total": worst}}))
     assert not run.verified(), "no better than another draw"
     with pytest.raises(UsageError, match="at least 1"):
         verify("small", store.root, sample=0)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from igsp.errors import UsageError
-from igsp.evaluation import Scores, TaskScore
-from igsp.retention import difference, retention
+from igsp.scoring.evaluation import Scores, TaskScore
+from igsp.scoring.retention import difference, retention
 
 
 def bpb(dimension, bits, size=100.0):

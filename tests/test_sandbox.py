@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from igsp import sandbox
 from igsp.errors import UsageError
-from igsp.sandbox import Outcome, run_programs
+from igsp.scoring import sandbox
+from igsp.scoring.sandbox import Outcome, run_programs
 
 PASSING = "def add(a, b):\n    return a + b\n\n\nassert add(1, 2) == 3\n"
 FAILING = "def add(a, b):\n    return a - b\n\n\nassert add(1, 2) == 3, 'one and two'\n"

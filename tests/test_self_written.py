@@ -11,13 +11,14 @@ import pytest
 from tiny import tiny_model
 from toy import toy_scores
 
-from igsp.information import CORRELATED
-from igsp.likelihood import window_losses
-from igsp.reference import reference, verdict
-from igsp.retention import Estimate
-from igsp.sources import DIMENSIONS, Document
-from igsp.store import Record, Store, repository_root
-from igsp.study import Cell, Study, cells, settings, strategies
+from igsp.provenance import repository_root
+from igsp.scoring.retention import Estimate
+from igsp.study.recorded import reference, verdict
+from igsp.study.records import Record, Store
+from igsp.study.study import Cell, Study, cells, settings, strategies
+from igsp.text.catalogue import DIMENSIONS, Document
+from igsp.text.likelihood import window_losses
+from igsp.text.metrics import CORRELATED
 
 ROOT = repository_root()
 
@@ -42,7 +43,7 @@ class TinyStudy(Study):
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["igsp.protocols.sgs"], "documents", lambda source, split: TEXTS)
+        patch.setattr(sys.modules["igsp.writing.sgs"], "documents", lambda source, split: TEXTS)
         patch.setenv("IGSP_CACHE", str(folder / "cache"))
         study = TinyStudy("small", folder / "store", n=4, seqlen=32, pool={"oversample": 1})
         study.writing(tokens=TOKENS)

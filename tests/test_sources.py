@@ -11,9 +11,10 @@ import sys
 
 import pytest
 
-from igsp import readers, sources
 from igsp.errors import AssetError, UnknownName, UsageError
-from igsp.sources import DIMENSIONS, HELDOUT_SHARE, Document, catalogue, documents, text_sha256
+from igsp.text import catalogue as sources
+from igsp.text import readers
+from igsp.text.catalogue import DIMENSIONS, HELDOUT_SHARE, Document, catalogue, documents, text_sha256
 
 PINNED = sorted(name for name, entry in catalogue().items() if entry.origin == "wheel")
 QUICK = sorted(name for name, entry in catalogue().items() if not entry.slow and entry.origin != "hub")

@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from igsp_book import build as book_build
+from igsp_book import drawings, executed, explorer, mixtures
 
 from igsp.errors import AssetError, UnknownName, UsageError
-from igsp.sources import catalogue
-from igsp.sphinxext import build as book_build
-from igsp.sphinxext import drawings, executed, explorer, ledger, mixtures
-from igsp.store import Record
-from igsp.values import Value, explain, is_stale, look_up, number, read_values, render
+from igsp.study import claims as ledger
+from igsp.study.records import Record
+from igsp.study.values import Value, explain, is_stale, look_up, number, read_values, render
+from igsp.text.catalogue import catalogue
 
 ROOT = Path(__file__).parents[1]
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
@@ -411,7 +412,7 @@ def build(folder: Path, page: str) -> subprocess.CompletedProcess[str]:
     (source / "book" / "notebooks" / "01-first.ipynb").write_text(json.dumps(executed_notebook()))
     (source / "index.md").write_text(f"# Book\n\n{page}\n\n```{{toctree}}\nbook/notebooks/01-first\n```\n")
     (source / "conf.py").write_text(
-        "extensions = ['myst_nb', 'igsp.sphinxext']\nnb_execution_mode = 'off'\nroot_doc = 'index'\n"
+        "extensions = ['myst_nb', 'igsp_book']\nnb_execution_mode = 'off'\nroot_doc = 'index'\n"
         "html_theme = 'basic'\nexclude_patterns = ['book/results']\n")
     command = [sys.executable, "-m", "sphinx", "-b", "dirhtml", "-W", "-n", "--keep-going", "-q",
                "-d", str(folder / "doctrees"), str(source), str(folder / "out")]

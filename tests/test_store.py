@@ -12,17 +12,12 @@ import pytest
 from igsp.assets import whole_or_nothing
 from igsp.cli import main
 from igsp.errors import UsageError
-from igsp.store import (
-    Record,
-    Store,
+from igsp.provenance import (
     _instructions,
     canonical,
-    differences,
     key_of,
-    package_sha256,
-    record_code,
-    set_code,
 )
+from igsp.study.records import Record, Store, _instructions, differences, package_sha256, record_code, set_code
 
 
 def record(value=1.0, **spec):

@@ -10,13 +10,14 @@ from collections import Counter
 
 import pytest
 from docutils import nodes
+from igsp_book.costs import costs
 from toy import ToySet, ToyStudy, log
 
-from igsp import study as study_module
 from igsp.errors import IgspError, UnknownName, UsageError
-from igsp.sphinxext.costs import costs
-from igsp.store import Record, Store, record_code, repository_root
-from igsp.study import Cell, Task, frame, profiles, settings
+from igsp.provenance import repository_root
+from igsp.study import study as study_module
+from igsp.study.records import Record, Store, record_code
+from igsp.study.study import Cell, Task, frame, profiles, settings
 
 
 @pytest.fixture

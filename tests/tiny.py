@@ -10,8 +10,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from igsp.calibration import CalibrationSet, Window
 from igsp.models import LanguageModel, tokenizer_fingerprint
+from igsp.text.windows import CalibrationSet, Window
 
 VOCABULARY = 128
 MODERN = {

@@ -8,9 +8,9 @@ import signal
 import time
 from pathlib import Path
 
-from igsp.evaluation import Scores, TaskScore
-from igsp.store import Store
-from igsp.study import Study
+from igsp.scoring.evaluation import Scores, TaskScore
+from igsp.study.records import Store
+from igsp.study.study import Study
 
 
 def toy_scores(factor: float) -> Scores:

@@ -28,7 +28,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from igsp.calibration import CalibrationSet
 from igsp.errors import IgspError, NumericalError, UnknownName, UsageError
 from igsp.models import LanguageModel, resolve_device
 from igsp.pruning.blocks import (
@@ -57,6 +56,7 @@ from igsp.pruning.solvers import (
     solver,
 )
 from igsp.pruning.statistics import Statistics, accumulate, combine, complete, empty
+from igsp.text.windows import CalibrationSet
 
 __all__ = ["METHODS", "PruneReport", "Statistics", "collect_statistics", "combine", "prune", "save"]
 

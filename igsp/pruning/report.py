@@ -18,9 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from igsp.calibration import CalibrationSet
 from igsp.errors import UsageError
 from igsp.models import LanguageModel
+from igsp.text.windows import CalibrationSet
 
 MASKS = "masks/masks.safetensors"  # not beside the weights: loaders take every such file there for weights
 

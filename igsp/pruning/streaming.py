@@ -34,13 +34,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from igsp.assets import whole_or_nothing
-from igsp.calibration import CalibrationSet
 from igsp.errors import UsageError
 from igsp.models import LanguageModel, _refuse, folder_fingerprint, resolve_device, resolve_dtype, resolve_folder
 from igsp.pruning.blocks import Block, find_blocks
 from igsp.pruning.checkpoint import Checkpoint, rows
 from igsp.pruning.driver import prune
 from igsp.pruning.report import ModuleReport, PruneReport, new_folder, write_records
+from igsp.text.windows import CalibrationSet
 
 
 def prune_folder(

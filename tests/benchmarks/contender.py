@@ -33,9 +33,9 @@ def resident(mark: str) -> int:
 
 
 def prune_igsp(folder: str, model: Any, ids: torch.Tensor, method: str, sparsity: float, order: str) -> None:
-    from igsp.calibration import CalibrationSet, Window
     from igsp.models import LanguageModel, tokenizer_fingerprint
     from igsp.pruning.driver import prune
+    from igsp.text.windows import CalibrationSet, Window
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     lm = LanguageModel(model, tokenizer, "benchmark", "benchmark")

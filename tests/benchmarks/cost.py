@@ -21,9 +21,9 @@ from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from igsp.assets import whole_or_nothing
-from igsp.calibration import CalibrationSet, Window
 from igsp.models import LanguageModel, resolve_device, tokenizer_fingerprint
 from igsp.pruning.driver import prune
+from igsp.text.windows import CalibrationSet, Window
 
 
 @dataclass(frozen=True)

@@ -34,10 +34,10 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from igsp.assets import whole_or_nothing
-from igsp.calibration import sample
 from igsp.models import load_model
 from igsp.pruning.kernels import gram_route, matmul_precision
-from igsp.sources import documents
+from igsp.text.catalogue import documents
+from igsp.text.windows import sample
 
 HERE = Path(__file__).parent
 RECORDS = HERE.parent.parent / "book" / "results" / "benchmarks"

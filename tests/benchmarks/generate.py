@@ -22,9 +22,9 @@ import torch
 from cpu import RECORDS, machine
 
 from igsp.assets import whole_or_nothing
-from igsp.decoding import Slots
-from igsp.generation import generate, stop_tokens
 from igsp.models import LanguageModel, load_model
+from igsp.writing.decoding import Slots
+from igsp.writing.generation import generate, stop_tokens
 
 SAMPLINGS: dict[str, dict[str, Any]] = {  # what Self-Cal and IGSP's stems ask for
     "all": {"temperature": 1.0, "top_k": None, "top_p": None},

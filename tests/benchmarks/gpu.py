@@ -100,9 +100,9 @@ def words() -> PreTrainedTokenizerFast:
 def prune_igsp(
     model: LlamaForCausalLM, ids: torch.Tensor, method: str, order: str, pattern: str | None
 ) -> dict[str, Any]:
-    from igsp.calibration import CalibrationSet, Window
     from igsp.models import LanguageModel, tokenizer_fingerprint
     from igsp.pruning.driver import prune
+    from igsp.text.windows import CalibrationSet, Window
 
     tokenizer = words()
     calibration = CalibrationSet(ids, (Window("random", (), 0),) * len(ids), tokenizer_fingerprint(tokenizer), {})

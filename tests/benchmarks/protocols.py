@@ -26,10 +26,10 @@ from cpu import RECORDS, machine
 
 from igsp.assets import whole_or_nothing
 from igsp.models import load_model
-from igsp.protocols.igsp import igsp, select
-from igsp.protocols.pool import DIMENSIONS, CandidatePool
-from igsp.protocols.self_cal import self_cal
-from igsp.protocols.sgs import sgs
+from igsp.writing.igsp import igsp, select
+from igsp.writing.pool import DIMENSIONS, CandidatePool
+from igsp.writing.self_cal import self_cal
+from igsp.writing.sgs import sgs
 
 CHOSEN = 128
 

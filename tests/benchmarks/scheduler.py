@@ -30,11 +30,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import light
 from toy import ToyStudy
 
-from igsp import executors
 from igsp.assets import whole_or_nothing
-from igsp.cluster import RayCluster
-from igsp.executors import Done, Failed, LocalPool, Lost, Ready
-from igsp.study import Study
+from igsp.study import engine as executors
+from igsp.study.cluster import RayCluster
+from igsp.study.engine import Done, Failed, LocalPool, Lost, Ready
+from igsp.study.study import Study
 
 METHODS = ["sparsegpt", "wanda", "magnitude"]
 

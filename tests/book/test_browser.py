@@ -8,8 +8,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 import pytest
-
-from igsp.sphinxext import mixtures
+from igsp_book import mixtures
 
 pytestmark = pytest.mark.book
 

@@ -119,7 +119,7 @@ def test_no_widget_output(site: Path) -> None:
 
 
 def test_the_ledger_has_a_row_and_a_verdict_for_each_claim(site: Path) -> None:
-    from igsp.sphinxext.ledger import claims
+    from igsp.study.claims import claims
 
     page = soup(site / "book" / "claims.html")
     rows = page.select("table.igsp-ledger tbody tr")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from bs4 import BeautifulSoup
+from igsp_book import build
+from igsp_book.notebooks import notebooks
 
-from igsp.notebooks import notebooks
-from igsp.sphinxext import build
-from igsp.sphinxext.ledger import claims
+from igsp.study.claims import claims
 
 pytestmark = pytest.mark.book
 

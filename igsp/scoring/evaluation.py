@@ -1,0 +1,362 @@
+"""Scores of a live model per task and capability dimension, through lm-evaluation-harness, from local items.
+
+Two measures per dimension. *Bits per byte* of text that no calibration source contains (ours): total bits the
+model needs for the text over its total bytes, so tokenizers compare; it moves long before a choice flips.
+*Accuracy* on multiple-choice items, scored by likelihood: the direction, in the paper's kind of unit.
+Why text from outside the calibration sources and not their held-out fifth: the held-out fifth of a source is
+the same distribution again, so each source would be its own examiner for a quarter of its dimension. A
+capability is what carries over to text that no source favours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from igsp.errors import UnknownName, UsageError
+from igsp.models import LanguageModel, leading_tokens
+from igsp.scoring.items import NotAtHand
+from igsp.text.catalogue import DIMENSIONS
+
+BITS_PER_BYTE = "bits_per_byte"
+RESAMPLES = 1000  # for the standard error of bits per byte
+
+
+@dataclass(frozen=True)
+class SuiteTask:
+    """One line of a suite: an lm-eval task, the dimension it stands for and the metric to take from it.
+
+    Attributes:
+        chance: score of a guess, 0 where the answer is written; None for bits per byte.
+        limit: number of items, the first ones of the task; None for all. A group's members give in proportion.
+        shots: worked examples before each item; None for what a task file of ours says, else none.
+        filter: which of a generating task's ways to read the answer off the text.
+        runs_code: whether the task runs programs that the model writes.
+        note: where this line departs from common practice, and why.
+    """
+
+    task: str
+    dimension: str
+    metric: str
+    chance: float | None = None
+    limit: int | None = None
+    higher_is_better: bool = True
+    shots: int | None = None
+    filter: str | None = None
+    runs_code: bool = False
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A named list of tasks. `folder` is where the suite file lies; its task files may lie beside it."""
+
+    name: str
+    about: str
+    tasks: tuple[SuiteTask, ...]
+    folder: Path
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """Score of one task.
+
+    Attributes:
+        value: bits per byte (total bits / total bytes) or the mean of the items.
+        stderr: standard error of `value` over items: by resampling for bits per byte, else of the mean.
+        items: per item, in the fixed order of the task: `[bits, bytes]` for bits per byte, else `[score]`. The
+            same items for every model, so that differences can be paired.
+    """
+
+    task: str
+    dimension: str
+    metric: str
+    value: float
+    n: int
+    stderr: float
+    chance: float | None
+    higher_is_better: bool
+    items: tuple[tuple[float, ...], ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one model on one suite; `settings` holds what changes the numbers (versions, dtype, BOS)."""
+
+    model: str
+    suite: str
+    tasks: tuple[TaskScore, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[TaskScore]:
+        return iter(self.tasks)
+
+    def __getitem__(self, task: str) -> TaskScore:
+        for score in self.tasks:
+            if score.task == task:
+                return score
+        raise UnknownName("task", task, [score.task for score in self.tasks])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionaries, lists and numbers, for JSON."""
+        plain = asdict(self)
+        plain["tasks"] = [{**task, "items": [list(item) for item in task["items"]]} for task in plain["tasks"]]
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Scores:
+        """The inverse of `to_dict`."""
+        tasks = tuple(TaskScore(**{**task, "items": tuple(map(tuple, task["items"]))}) for task in plain["tasks"])
+        return cls(plain["model"], plain["suite"], tasks, dict(plain["settings"]))
+
+
+def _catalog_folder(name: str) -> Path:
+    return Path(str(resources.files("igsp"))) / "catalog" / name
+
+
+def suites() -> dict[str, Path]:
+    """Files of the suites that come with the package, by name."""
+    return {path.stem: path for path in sorted(_catalog_folder("suites").glob("*.yaml"))}
+
+
+def load_suite(suite: str | Path) -> Suite:
+    """Reads a suite: a name of the catalogue or the path of a YAML file.
+
+    Raises:
+        UnknownName: no such suite or dimension, or a field that suites do not have (names file and field).
+        UsageError: the file is no suite, or a field is missing.
+    """
+    path = suites().get(str(suite), Path(suite))
+    if not path.is_file():
+        raise UnknownName("suite", str(suite), suites(), "(or give the path of a suite file)")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf8"))
+    except yaml.YAMLError as error:
+        raise UsageError(f"suite file '{path}' is no YAML: {error}") from None
+    if not isinstance(content, dict) or not content.get("tasks") or not isinstance(content["tasks"], list):
+        raise UsageError(f"suite file '{path}' needs a field 'tasks' with a list of tasks")
+    for key in set(content) - {"about", "dimensions", "tasks"}:
+        raise UnknownName(f"field of suite file '{path}':", key, ("about", "dimensions", "tasks"))
+    dimensions = (*DIMENSIONS, *(content.get("dimensions") or ()))
+    tasks = tuple(_suite_task(path, number, entry, dimensions) for number, entry in enumerate(content["tasks"], 1))
+    names = [task.task for task in tasks]
+    if len(set(names)) < len(names):
+        raise UsageError(f"suite file '{path}' names a task twice: {', '.join(sorted(names))}")
+    return Suite(path.stem, content.get("about", ""), tasks, path.parent)
+
+
+def _suite_task(path: Path, number: int, entry: Any, dimensions: Sequence[str]) -> SuiteTask:
+    where = f"task {number} of suite file '{path}'"
+    if not isinstance(entry, dict):
+        raise UsageError(f"{where} must be a mapping with the fields task, dimension and metric, got {entry!r}")
+    known = [f.name for f in fields(SuiteTask)]
+    for key in entry:
+        if key not in known:
+            raise UnknownName(f"field of {where}:", key, known)
+    for key in ("task", "dimension", "metric"):
+        if not isinstance(entry.get(key), str):
+            raise UsageError(f"{where}: the field '{key}' is missing or no text")
+    if entry["dimension"] not in dimensions:
+        hint = "(a new one is declared once, in the suite's field `dimensions`)"
+        raise UnknownName(f"dimension of {where}:", entry["dimension"], dimensions, hint)
+    limit, chance = entry.get("limit"), entry.get("chance")
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise UsageError(f"{where}: the field 'limit' must be a whole number of at least 1, got {limit!r}")
+    shots = entry.get("shots")
+    if shots is not None and (not isinstance(shots, int) or shots < 0):
+        raise UsageError(f"{where}: the field 'shots' must be a whole number of at least 0, got {shots!r}")
+    if chance is not None and not (isinstance(chance, int | float) and 0 <= chance < 1):
+        raise UsageError(f"{where}: the field 'chance' must be a number from 0 to below 1, got {chance!r}")
+    return SuiteTask(**{"higher_is_better": entry["metric"] != BITS_PER_BYTE, **entry})
+
+
+def task_folders(suite: Suite) -> list[Path]:
+    """Where the task files of a suite are looked for: beside it, then in the catalogue."""
+    return [suite.folder, _catalog_folder("tasks")]
+
+
+def suite_sha256(suite: str | Path = "quick") -> str:
+    """SHA-256 of what a suite measures: its lines (without their notes), its task files and the items.
+
+    Raises:
+        AssetError: as `evaluate`.
+    """
+    from igsp import harness  # imports lm-eval, which takes seconds
+
+    loaded = load_suite(suite)
+    parts = []
+    for task in loaded.tasks:
+        line = asdict(task)
+        for name in ("shots", "filter", "runs_code"):
+            if not line[name]:
+                del line[name]
+        del line["note"]
+        parts.append([line, harness.task_sha256(task.task, task_folders(loaded), task.limit)])
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def heldout_texts(suite: str | Path = "quick") -> dict[str, list[str]]:
+    """Texts per dimension that the suite scores in bits per byte."""
+    from igsp import harness  # imports lm-eval, which takes seconds
+
+    loaded = load_suite(suite)
+    texts: dict[str, list[str]] = {}
+    for entry in loaded.tasks:
+        if entry.metric == BITS_PER_BYTE:
+            task = harness.load_task(entry.task, task_folders(loaded))
+            found = [task.doc_to_target(row) for row in list(task.eval_docs)[: entry.limit]]
+            texts.setdefault(entry.dimension, []).extend(found)
+    return texts
+
+
+def suite_items(suite: str | Path) -> dict[str, list[str]]:
+    """Texts of each task's items that no calibration document should contain.
+
+    Of a task scored in bits per byte: all texts its pieces are made of. Of any other: every text of 25 characters or
+    more in the rows it scores (question, passage, answers, solution), each by itself because calibration sources put
+    the same fields together in another way. A text that over 5 rows share (a category, a subject) is left out.
+
+    Raises:
+        AssetError: as `evaluate`.
+    """
+    from igsp import harness  # imports lm-eval, which takes seconds
+
+    loaded = load_suite(suite)
+    built = _load(loaded.tasks, task_folders(loaded))
+    found = {}
+    for entry in loaded.tasks:
+        limits = harness.shares(built[entry.task], entry.limit)
+        found[entry.task] = [text for name, task in built[entry.task].items() for text in task.texts(limits[name])]
+    return found
+
+
+def evaluate(
+    lm: LanguageModel, suite: str | Path = "quick", tasks: Sequence[str] | None = None, limit: int | None = None,
+    batch_size: int | None = None, progress: bool = True, run_code: bool = False,
+    part: tuple[int, int] = (0, 1),
+) -> Scores:
+    """Scores a model on the tasks of a suite.
+
+    Every model sees the same items in the same order, without chat template, after as many worked examples as the
+    suite says (none, if nothing). A BOS token stands before a query where the tokenizer puts one itself; text for
+    bits per byte is always scored after one, as lm-eval does for rolling likelihood.
+
+    Args:
+        lm: the model, dense or pruned.
+        suite: a suite of the catalogue, or the path of a suite file.
+        tasks: only these tasks of the suite.
+        limit: at most this many items per task, below the suite's own limits.
+        batch_size: most sequences per forward pass; None fills batches by tokens for the device.
+        progress: show a bar.
+        run_code: allow tasks that run programs which the model writes (HumanEval, MBPP), in `igsp.sandbox`.
+        part: `(k, m)`: of those items, only number k, k + m, k + 2m, ... Parts with one m have no item in common.
+
+    Raises:
+        UnknownName: no such suite, task, or metric or filter of a task.
+        UsageError: a malformed suite file, limit or batch size below 1, a task that runs programs without
+            `run_code`, rows without a column that the task reads.
+        AssetError: data sets that neither the mirror `$IGSP_DATA` nor the hub gives: all of them, in one message.
+        NumericalError: the model gives a text no finite likelihood.
+    """
+    loaded = load_suite(suite)
+    chosen = _choose(loaded, tasks)
+    for name, value in (("limit", limit), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} must be at least 1, got {value}")
+    programs = [task.task for task in chosen if task.runs_code]
+    if programs and not run_code:
+        raise UsageError(
+            f"{', '.join(programs)} of suite '{loaded.name}' run programs that the model writes: allow it with "
+            "run_code=True (`igsp evaluate --run-code`; they run in a sandbox), or choose other tasks with tasks=[...]"
+        )
+    from igsp import harness  # imports lm-eval, which takes seconds
+
+    built = _load(chosen, task_folders(loaded))
+    limits: dict[str, int] = {}
+    for task in chosen:
+        limits |= harness.shares(built[task.task], min((n for n in (task.limit, limit) if n), default=None))
+        if sum(limits[name] for name in built[task.task]) < part[1]:
+            raise UsageError(f"task '{task.task}' has too few items for {part[1]} parts: raise its limit")
+    tokens = 4096 if lm.device.type == "cpu" else 32768
+    members = {name: member for group in built.values() for name, member in group.items()}
+    results = harness.run(harness.Scorer(lm, batch_size, tokens, progress), members, limits, part)
+    shots = {task.task: next(iter(built[task.task].values())).get_config("num_fewshot") for task in chosen}
+    settings = {
+        "lm_eval": importlib.metadata.version("lm-eval"), "add_bos_token": bool(leading_tokens(lm.tokenizer)),
+        "num_fewshot": shots if any(shots.values()) else 0,
+        "dtype": str(lm.dtype).removeprefix("torch."), "device": lm.device.type, "limit": limit,
+    }
+    scores = [_task_score(task, [r for name in built[task.task] for r in results[name]]) for task in chosen]
+    return Scores(lm.name, loaded.name, tuple(scores), settings)
+
+
+def _load(chosen: Sequence[SuiteTask], folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Tasks by name behind each line of a suite."""
+    from igsp.scoring import harness
+
+    built: dict[str, dict[str, Any]] = {}
+    missing: list[str] = []
+    hub = True
+    for task in chosen:
+        try:
+            built[task.task] = harness.load_tasks(task.task, folders, task.shots, task.runs_code, hub)
+        except NotAtHand as error:
+            missing += error.missing
+            hub = hub and error.hub_answers
+    if missing:
+        raise NotAtHand(missing, hub)
+    return built
+
+
+def _choose(suite: Suite, tasks: Sequence[str] | None) -> list[SuiteTask]:
+    by_name = {task.task: task for task in suite.tasks}
+    for name in tasks or ():
+        if name not in by_name:
+            raise UnknownName(f"task of suite '{suite.name}':", name, by_name)
+    return [task for task in suite.tasks if tasks is None or task.task in tasks]
+
+
+def _task_score(task: SuiteTask, results: list[dict[str, Any]]) -> TaskScore:
+    if task.metric not in results[0]:
+        raise UnknownName(f"metric of task '{task.task}':", task.metric, results[0]["metrics"])
+    filters = sorted({result["filter"] for result in results})
+    chosen = task.filter or filters[0]
+    if chosen not in filters or (len(filters) > 1 and not task.filter):
+        raise UnknownName(f"filter of task '{task.task}':", str(task.filter), filters)
+    results = [result for result in results if result["filter"] == chosen]
+    values = [result[task.metric] for result in results]
+    if task.metric == BITS_PER_BYTE:
+        items: tuple[tuple[float, ...], ...] = tuple((-nats / math.log(2), float(size)) for nats, size in values)
+        value, stderr = ratio_with_stderr(np.array(items))
+    else:
+        items = tuple((float(value),) for value in values)
+        value, stderr = mean_with_stderr(np.array(items)[:, 0])
+    return TaskScore(
+        task.task, task.dimension, task.metric, value, len(items), stderr, task.chance, task.higher_is_better, items
+    )
+
+
+def ratio_with_stderr(items: np.ndarray) -> tuple[float, float]:
+    """Total of the first column over total of the second, `[n, 2]`, with its standard error over resampled rows."""
+    value = items[:, 0].sum() / items[:, 1].sum()
+    if len(items) < 2:
+        return float(value), math.nan
+    draws = np.random.default_rng(0).integers(len(items), size=(RESAMPLES, len(items)))
+    totals = items[draws].sum(axis=1)
+    return float(value), float((totals[:, 0] / totals[:, 1]).std(ddof=1))
+
+
+def mean_with_stderr(values: np.ndarray) -> tuple[float, float]:
+    """Mean of `[n]` values and its standard error (sample deviation over root n)."""
+    stderr = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return float(values.mean()), float(stderr)

@@ -1,0 +1,1 @@
+"""Calibration text: sources of the catalogue, windows of tokens, what they are like."""
