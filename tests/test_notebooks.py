@@ -184,7 +184,7 @@ def test_a_killed_run_resumes_and_loses_nothing_finished(checkout):
     )
     notebooks.sync(notebooks.notebooks(checkout))
     script = (
-        "from igsp import notebooks; from pathlib import Path\n"
+        "from igsp_book import notebooks; from pathlib import Path\n"
         f"notebooks._common_metadata = lambda *_: {FACTS!r}\n"
         f"notebooks.run(root=Path({str(checkout)!r}))"
     )

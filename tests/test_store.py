@@ -16,8 +16,11 @@ from igsp.provenance import (
     _instructions,
     canonical,
     key_of,
+    package_sha256,
+    record_code,
+    set_code,
 )
-from igsp.study.records import Record, Store, _instructions, differences, package_sha256, record_code, set_code
+from igsp.study.records import Record, Store, differences
 
 
 def record(value=1.0, **spec):

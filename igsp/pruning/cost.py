@@ -164,7 +164,7 @@ def reading(model: str, tokens: int, device: str = "auto", dtype: str = "auto") 
 
 def suite_texts(suite: str | Path) -> dict[str, set[str]]:
     """What a suite gives a model to read, by task: contexts, once each, and continuations; raises as `evaluate`."""
-    from igsp import harness  # imports lm-eval, which takes seconds
+    from igsp.scoring import harness  # imports lm-eval, which takes seconds
 
     loaded = load_suite(suite)
     found = {}

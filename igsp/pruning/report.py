@@ -192,7 +192,7 @@ def write_records(
     lm: LanguageModel, folder: Path, report: PruneReport, calibration: CalibrationSet | None = None
 ) -> None:
     """Writes masks, manifest and model card beside the weights in a folder."""
-    from igsp import card  # it describes the report of this module
+    from igsp.pruning import card  # it describes the report of this module
 
     shapes = {m.name: [m.rows, m.columns] for m in report.modules}
     masks = {name: mask.clone() for name, mask in report.masks.items()}  # safetensors wants memory of its own

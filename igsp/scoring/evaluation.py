@@ -191,7 +191,7 @@ def suite_sha256(suite: str | Path = "quick") -> str:
     Raises:
         AssetError: as `evaluate`.
     """
-    from igsp import harness  # imports lm-eval, which takes seconds
+    from igsp.scoring import harness  # imports lm-eval, which takes seconds
 
     loaded = load_suite(suite)
     parts = []
@@ -207,7 +207,7 @@ def suite_sha256(suite: str | Path = "quick") -> str:
 
 def heldout_texts(suite: str | Path = "quick") -> dict[str, list[str]]:
     """Texts per dimension that the suite scores in bits per byte."""
-    from igsp import harness  # imports lm-eval, which takes seconds
+    from igsp.scoring import harness  # imports lm-eval, which takes seconds
 
     loaded = load_suite(suite)
     texts: dict[str, list[str]] = {}
@@ -229,7 +229,7 @@ def suite_items(suite: str | Path) -> dict[str, list[str]]:
     Raises:
         AssetError: as `evaluate`.
     """
-    from igsp import harness  # imports lm-eval, which takes seconds
+    from igsp.scoring import harness  # imports lm-eval, which takes seconds
 
     loaded = load_suite(suite)
     built = _load(loaded.tasks, task_folders(loaded))
@@ -279,7 +279,7 @@ def evaluate(
             f"{', '.join(programs)} of suite '{loaded.name}' run programs that the model writes: allow it with "
             "run_code=True (`igsp evaluate --run-code`; they run in a sandbox), or choose other tasks with tasks=[...]"
         )
-    from igsp import harness  # imports lm-eval, which takes seconds
+    from igsp.scoring import harness  # imports lm-eval, which takes seconds
 
     built = _load(chosen, task_folders(loaded))
     limits: dict[str, int] = {}

@@ -164,7 +164,7 @@ def write_texts(
     places, capacity = min(batch_size or len(todo), len(todo)), longest + new_tokens
     with tqdm(total=len(todo) * new_tokens, unit="tok", desc="generate", disable=not progress) as bar:
         if engine == "vllm":
-            from igsp import vllm_engine  # reads from this module
+            from igsp.writing import vllm_engine  # reads from this module
 
             texts = vllm_engine.write(lm, todo, new_tokens, eos, capacity)
         else:
