@@ -7,7 +7,10 @@ every other `IgspError` means that the work itself failed (exit code 1).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+import reprlib
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar, get_args
 
 
 class IgspError(Exception):
@@ -30,7 +33,7 @@ class UnknownName(UsageError):
         near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4)
         tail = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
         super().__init__(f"unknown {kind} '{name}': {tail}{' ' + hint if hint else ''}")
-        self.kind, self.name, self.near = kind, name, near
+        self.kind, self.name, self.near, self.known = kind, str(name), near, known
 
 
 class NotEnoughText(UsageError):
@@ -54,3 +57,66 @@ class AssetError(IgspError):
 
 class NumericalError(IgspError):
     """Non-finite activations, or a Hessian that stays singular after the whole damping ladder."""
+
+
+T = TypeVar("T")
+
+
+def checked(model: type[T], given: Any, where: str, lines: Mapping[str, int] | None = None) -> T:
+    """An instance of a pydantic model made from data that enters (YAML, JSON, options); the first fault is told.
+
+    Args:
+        given: a mapping whose keys are those of `model`.
+        where: file or option that the data come from, as the message names it.
+        lines: line of each key of the mapping in that file, where known.
+
+    Raises:
+        UnknownName: a key that the model does not have, or a name that is none of the known ones.
+        UsageError: everything else; `where`, the key, the rule and what was given are in the message. What a validator
+            of the model raises as one of the two comes through as it is, with `where` added.
+    """
+    from pydantic import ValidationError
+
+    if not isinstance(given, Mapping):
+        keys = ", ".join(getattr(model, "model_fields", ()))
+        raise UsageError(f"{where} must be a mapping of {keys}, got {reprlib.repr(given)}")
+    try:
+        return model.model_validate(dict(given))  # type: ignore[attr-defined, no-any-return]
+    except ValidationError as error:
+        fault: Any = error.errors(include_url=False)[0]
+    path = [part for part in fault["loc"] if part != "[key]"]
+    key = ".".join(map(str, path))
+    if lines and path and path[0] in lines and path[0] in given:
+        where = f"{where}, line {lines[path[0]]}"
+    told, kind = fault.get("ctx", {}), fault["type"]
+    raised = told.get("error")
+    if kind == "extra_forbidden":
+        inside = f", in {'.'.join(map(str, path[:-1]))}" if path[1:] else ""
+        raise UnknownName("key", path[-1], _keys(model, path[:-1]), f"({where}{inside})") from None
+    if kind == "missing":
+        raise UsageError(f"{where}: {key} is missing") from None
+    if kind == "literal_error":
+        known = re.findall(r"'([^']*)'", told["expected"])
+        raise UnknownName(key, fault["input"], known, f"({where})") from None
+    if isinstance(raised, UnknownName):
+        place = f"({where}: {key})" if key else f"({where})"
+        raise UnknownName(raised.kind, raised.name, raised.known, place) from None
+    if isinstance(raised, ValueError):
+        raise UsageError(f"{where}: {f'{key}: ' if key else ''}{raised}") from None
+    rule = re.sub(" or (an )?instance of .*", "", fault["msg"]).replace("Input should", "must").replace(" valid ", " ")
+    for theirs, ours in {"a integer": "a whole number", "a dictionary": "a mapping", "a tuple": "a list"}.items():
+        rule = rule.replace(theirs, ours)
+    raise UsageError(f"{where}: {key} {rule}, got {reprlib.repr(fault['input'])}") from None
+
+
+def _keys(model: Any, path: Iterable[Any]) -> set[str]:
+    """Keys of the model that lies at `path` inside another."""
+    models = _models(model)
+    for part in path:
+        inner = [m.model_fields[part].annotation for m in models if part in m.model_fields]
+        models = [m for kind in inner for m in _models(kind)] or models
+    return {name for m in models for name in m.model_fields}
+
+
+def _models(kind: Any) -> list[Any]:
+    return [kind] if hasattr(kind, "model_fields") else [m for part in get_args(kind) for m in _models(part)]

@@ -362,9 +362,8 @@ else:
 # %% [markdown]
 # ## Which code made the records?
 #
-# Where *this code* says no, the solver or the scoring has been edited since. Such cells are measurements all the same, but
-# making them again could move them. How far it does is measured: `igsp study verify` computes a random sample of them
-# again with the present code. *Mask* is the share of the removed weights that both runs removed.
+# Records outlive the code that made them, as long as the `VERSION` of each stage stands. Whether the numbers do is
+# measured: `igsp study verify` computes a random sample of the cells again with the present code. *Mask* is the share of the removed weights that both runs removed.
 
 # %% tags=["hide-input"]
 makers = run.makers()
@@ -375,11 +374,11 @@ checks = run.checks()
 if len(checks):
     title = "Cells made again with this code: relative difference in bits per byte, points of total retention, shared mask"
     figures.show_table(checks, title, digits=4)
-about = "; ".join(f"{name}: {run.note(m) or 'this code'}" for m, name in names.items())
+about = "; ".join(f"{name}: {run.note(m) or 'not computed again'}" for m, name in names.items())
 values["records"] = {"value": len(checks), "digits": 0, "label": about}
 
 # %% [markdown]
-# Code that made the cells, by pruning method: {result}`small/records:label`. Beside this stands the noise floor in total
+# Computed again, by pruning method: {result}`small/records:label`. Beside this stands the noise floor in total
 # retention, {result}`small/noise/total` under SparseGPT: a difference far below it cannot change a conclusion.
 
 # %% tags=["hide-input"]

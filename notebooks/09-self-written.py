@@ -321,7 +321,6 @@ if shifts:
 # %% tags=["hide-input"]
 for row in gaps:
     key = "" if row["method"] == s.method else f"{row['method']}/"
-    note = "" if run.verified(row["method"]) else run.note(row["method"])
     values[f"{key}{row['name']}-minus-{row['key']}"] = {
         **vars(row["gap"]["total"]),
         "unit": "points",
@@ -329,7 +328,6 @@ for row in gaps:
         "label": row["rival"],
     }
     published = values[f"{key}{row['name']}-minus-{row['key']}"]
-    published |= {"records": note} if note else {}
     published |= {"noise": row["noise"]} if np.isfinite(row["noise"]) else {}
 for key, name in (("igsp", "igsp"), ("pool", "pool-random")):
     if name in info.index:

@@ -14,9 +14,9 @@ from igsp.pruning.masks import mask_sample, overlap
 from igsp.pruning.report import ModuleReport, PruneReport, pack_mask
 from igsp.study import claims as ledger
 from igsp.study.recorded import noise_floor, reference, verify
-from igsp.study.records import Record, Store, record_code
+from igsp.study.records import Record, Store
 from igsp.study.study import settings
-from igsp.study.values import Value, is_stale
+from igsp.study.values import Value
 from igsp.text.metrics import CORRELATED
 
 SIZE = {"n": settings("small").n, "seqlen": settings("small").seqlen}
@@ -101,15 +101,14 @@ def test_one_draw_has_a_range_and_no_noise_floor(tmp_path):
     assert found["spearman/calibration_perplexity/math"]["value"] == -1.0
 
 
-def test_cells_of_other_code_are_marked_until_some_are_verified(store, monkeypatch):
+def test_a_sample_of_the_cells_is_computed_again_and_compared(store, monkeypatch):
     class Again:
         """Stands in for a study: what it computes is one part in a thousand off."""
 
         asked: list = []  # noqa: RUF012
 
-        def __init__(self, profile, store, stale):
+        def __init__(self, profile, store):
             self.store = Store(store)
-            assert stale == "recompute"
 
         def complete(self, cells):
             Again.asked = cells
@@ -118,25 +117,23 @@ def test_cells_of_other_code_are_marked_until_some_are_verified(store, monkeypat
                 for task in scores["tasks"]:
                     task["value"] *= 1.001
                     task["items"] = [[1.001 * bits, size] for bits, size in task["items"]]
-                about = {"code": record_code()}
-                self.store.put(Record(old.record.spec, old.record.metrics | {"scores": scores}, about))
+                self.store.put(Record(old.record.spec, old.record.metrics | {"scores": scores}, {}))
 
     monkeypatch.setattr("igsp.study.recorded.Study", Again)
-    assert reference("small", store.root).note() == "other code"
+    assert reference("small", store.root).note() == ""
     first = verify("small", store.root, sample=2)
     assert len(first) == 2 and first["same set"].eq("yes").all()
     assert first["bits per byte"].to_numpy() == pytest.approx(0.001)
     two, run = set(Again.asked), reference("small", store.root)
-    marks = {entry.get("records") for key, entry in run.headline().items() if key != "spearman/tests"}
-    assert marks == {run.note()}, "two cells are too few"
+    assert not run.verified(), "two cells are too few"
     found = verify("small", store.root, sample=4)
     assert len(found) == 4 and two < set(Again.asked), "a larger sample holds the smaller"
     run = reference("small", store.root)
     worst = found.total.abs().max()
-    assert run.note() == f"other code, 4 cells verified within {worst:.1g} points"
+    assert run.note() == f"4 cells verified within {worst:.1g} points"
     assert worst == pytest.approx(max(run.retentions(names=[c.strategy])[c.strategy].total.value for c in Again.asked)
                                   / 1001, rel=0.02)
-    assert run.verified() and not any("records" in entry for entry in run.headline().values())
+    assert run.verified()
     monkeypatch.setattr("igsp.study.recorded.noise_floor", lambda _: pd.DataFrame({"within": {"total": worst}}))
     assert not run.verified(), "no better than another draw"
     with pytest.raises(UsageError, match="at least 1"):
@@ -212,7 +209,7 @@ def test_records_are_plain_json(store):
 def test_makers_count_every_cell_once(store):
     run = reference("small", store.root)
     table = run.makers()
-    assert table.cells.sum() == len(run.results) and set(table["this code"]) == {"no"}
+    assert table.cells.sum() == len(run.results) and set(table.commit) == {"None"}
 
 
 def test_a_claim_is_judged_under_every_method_that_measured_it():
@@ -230,8 +227,3 @@ def test_a_claim_is_judged_under_every_method_that_measured_it():
     rows = ledger.side_by_side({"a": {key: value(0.2, 0.8)}, "b": {}})
     assert [row["claim"] for row in rows] == ["Perplexity and General"]
     assert rows[0]["a"].endswith("holds") and rows[0]["b"] == "not measured"
-
-
-def test_a_value_of_stale_records_is_stale_though_this_package_published_it():
-    assert is_stale(Value(1.0, package="aa", records="other code"), "aa")
-    assert not is_stale(Value(1.0, package="aa"), "aa")

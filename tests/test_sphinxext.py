@@ -21,7 +21,7 @@ from igsp_book import drawings, executed, explorer, mixtures
 from igsp.errors import AssetError, UnknownName, UsageError
 from igsp.study import claims as ledger
 from igsp.study.records import Record
-from igsp.study.values import Value, explain, is_stale, look_up, number, read_values, render
+from igsp.study.values import Value, explain, look_up, number, read_values, render
 from igsp.text.catalogue import catalogue
 
 ROOT = Path(__file__).parents[1]
@@ -86,11 +86,6 @@ def test_every_format_of_a_value() -> None:
     with pytest.raises(UsageError, match="no label"):
         render(dataclasses.replace(value, label=None), "label")
     assert "57.1 to 60.2" in explain("uniform/total", value)
-
-
-def test_a_value_of_other_code_is_stale() -> None:
-    value = Value(**entry())
-    assert is_stale(value, "bb") and not is_stale(value, "aa") and not is_stale(value, None)
 
 
 # Verdicts
@@ -433,7 +428,6 @@ def test_a_strict_build_shows_numbers_panel_and_provenance(folder: Path) -> None
     assert run.returncode == 0, run.stderr
     index = (folder / "out" / "index.html").read_text(encoding="utf8")
     assert "58.8\N{NO-BREAK SPACE}% (57.1 to 60.2)" in index and 'href="book/notebooks/01-first/"' in index
-    assert "stale" in index, "the value was made by other code than the installed package"
     page = (folder / "out" / "book" / "notebooks" / "01-first" / "index.html").read_text(encoding="utf8")
     assert f'alt="{ALT}"' in page and "The mix keeps most." in page
     for part in ("igsp-panel", "igsp-provenance", "uncommitted changes", "1\N{NO-BREAK SPACE}min", "-p sparsity"):

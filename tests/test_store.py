@@ -12,26 +12,19 @@ import pytest
 from igsp.assets import whole_or_nothing
 from igsp.cli import main
 from igsp.errors import UsageError
-from igsp.provenance import (
-    _instructions,
-    canonical,
-    key_of,
-    package_sha256,
-    record_code,
-    set_code,
-)
+from igsp.provenance import canonical, key_of
 from igsp.study.records import Record, Store, differences
 
 
 def record(value=1.0, **spec):
-    return Record({"stage": "cell", **spec}, {"value": value}, {"code": record_code()})
+    return Record({"stage": "cell", **spec}, {"value": value}, {})
 
 
 def test_a_record_comes_back_by_its_specification(tmp_path):
     store = Store(tmp_path)
     store.put(record(2.5, draw=1))
     found = store.get({"draw": 1, "stage": "cell"})
-    assert found is not None and found.metrics == {"value": 2.5} and not found.stale
+    assert found is not None and found.metrics == {"value": 2.5}
     assert store.get({"stage": "cell", "draw": 2}) is None
     assert [r.key for r in store.records()] == [key_of({"stage": "cell", "draw": 1})]
 
@@ -52,13 +45,6 @@ def test_a_damaged_or_foreign_record_is_set_aside(tmp_path, damage):
     assert not path.exists() and path.with_suffix(".damaged").read_text() == damage
     store.put(record())
     assert store.get({"stage": "cell"}) is not None
-
-
-def test_a_record_of_other_code_is_stale(tmp_path):
-    store = Store(tmp_path)
-    store.put(Record({"stage": "cell"}, {}, {"package": "other"}))
-    found = store.get({"stage": "cell"})
-    assert found is not None and found.stale
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -95,7 +81,6 @@ def test_values_are_published_with_their_maker(tmp_path):
     store.publish("04-uniform-mix", {"uniform/total": {"value": 58.8, "unit": "%"}})
     value = store.values()["uniform/total"]
     assert value["value"] == 58.8 and value["low"] is None and value["notebook"] == "04-uniform-mix"
-    assert value["package"] == package_sha256()
     with pytest.raises(ValueError):
         store.publish("x", {"bad": {"value": float("nan")}})
     assert json.loads((tmp_path / "values" / "04-uniform-mix.json").read_text())
@@ -158,23 +143,15 @@ def test_a_write_that_breaks_off_leaves_no_record(monkeypatch):
     assert store._files("cells") == []
 
 
-def test_a_calibration_set_is_stale_by_the_code_that_makes_sets():
-    def stale(stage, **made):
-        return Record({"stage": stage}, {}, made).stale
-
-    assert stale("cell", code="older", sets=set_code()) and not stale("cell", code=record_code(), sets="older")
-    assert stale("calibration", code=record_code(), sets="older") and not stale("pool", code="older", sets=set_code())
-
-
 def test_the_frame_has_a_row_per_record_and_a_column_per_task(tmp_path):
     store = Store(tmp_path)
     tasks = [{"task": "text_code", "value": 1.5, "items": [[1.0, 2.0]]}]
     metrics = {"scores": {"tasks": tasks}, "seconds": {"prune": 1.0, "evaluate": 2.0}, "labels": {"strategy": "c4"}}
-    store.put(Record({"stage": "cell", "method": "wanda", "versions": {}}, metrics, {"code": record_code()}))
+    store.put(Record({"stage": "cell", "method": "wanda", "versions": {}}, metrics, {}))
     store.put(record(1.0))
     frame = store.frame().set_index("method")
     row = frame.loc["wanda"]
-    assert len(frame) == 2 and (row.strategy, row.text_code, row.seconds, row.stale) == ("c4", 1.5, 3.0, False)
+    assert len(frame) == 2 and (row.strategy, row.text_code, row.seconds) == ("c4", 1.5, 3.0)
 
 
 def cell(value, strategy="c4", versions="1", **metrics):
@@ -210,13 +187,3 @@ def test_diff_command_exits_by_what_it_finds(tmp_path, capsys):
     b.put(cell(2.5))
     assert main(["diff", str(a.root), str(b.root), "--json"]) == 1
     assert main(["diff", str(a.root), str(b.root), "--relative", "0.5"]) == 0
-
-
-def test_the_hash_of_the_code_passes_over_what_only_people_read(tmp_path):
-    path = tmp_path / "module.py"
-    path.write_text('"""One."""\n\ndef double(x):  # two\n    """Three."""\n    return x + x, "#"\n')
-    first = _instructions(path)
-    path.write_text('def double(x):\n    """Other\n    words."""\n\n    # more\n    return x + x, "#"\n')
-    assert _instructions(path) == first == 'def double(x):\n    return x + x, "#"'
-    path.write_text('def double(x):\n    return x + x, ""\n')
-    assert _instructions(path) != first

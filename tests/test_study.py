@@ -16,7 +16,7 @@ from toy import ToySet, ToyStudy, log
 from igsp.errors import IgspError, UnknownName, UsageError
 from igsp.provenance import repository_root
 from igsp.study import study as study_module
-from igsp.study.records import Record, Store, record_code
+from igsp.study.records import Record, Store
 from igsp.study.study import Cell, Task, frame, profiles, settings
 
 
@@ -48,16 +48,6 @@ def test_retention_of_the_toy(toy):
     kept = study.retentions(study.run(["recipes"], progress=False))
     value = 100 / (1 + 7 / 7 + 0.6)
     assert frame(kept).loc["recipes", ["general", "total", "minimum"]].tolist() == pytest.approx([value] * 3)
-
-
-def test_a_record_of_other_code_is_computed_again_or_accepted_as_the_profile_says(toy, tmp_path):
-    toy().run(["recipes"], progress=False)
-    for path in (tmp_path / "cells").glob("*.json"):
-        path.write_text(path.read_text().replace(record_code(), "older"))
-    toy(stale="accept").run(["recipes"], progress=False)
-    assert len(log(tmp_path)) == 1
-    toy(stale="recompute").run(["recipes"], progress=False)
-    assert len(log(tmp_path)) == 2
 
 
 def _work(root, names):
@@ -154,7 +144,7 @@ def test_suites_that_remove_other_documents_have_sets_of_their_own_in_one_store(
 
 
 def test_a_store_without_records_of_its_sets_knows_them_by_the_labels_of_its_cells(toy):
-    study = toy(stale="accept")
+    study = toy()
     study.run(["uniform", "self-cal"], progress=False)
     for record in list(study.store.records()):
         path = study.store.path(record.key)
@@ -167,11 +157,10 @@ def test_a_store_without_records_of_its_sets_knows_them_by_the_labels_of_its_cel
         labels["calibration"] = {**size, **study.strategies[labels["strategy"]].detail}
         path.write_text(json.dumps(body))
     cells = [Task("cell", name, 0, study.cell(name)) for name in ("uniform", "self-cal", "recipes")]
-    assert [toy(stale="accept").done(cell) for cell in cells] == [True, True, False]
-    assert not any(toy(stale="accept", n=8).done(cell) for cell in cells)
-    assert not any(toy(stale="accept", seed=1).done(cell) for cell in cells)
-    assert not toy(stale="accept", uniform={"recipes": 1}).done(cells[0])
-    assert not any(toy(stale="recompute").done(cell) for cell in cells)
+    assert [toy().done(cell) for cell in cells] == [True, True, False]
+    assert not any(toy(n=8).done(cell) for cell in cells)
+    assert not any(toy(seed=1).done(cell) for cell in cells)
+    assert not toy(uniform={"recipes": 1}).done(cells[0])
 
 
 def test_planning_neither_loads_the_model_nor_needs_its_device(tmp_path, make_model):

@@ -12,7 +12,7 @@ from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 from igsp.errors import IgspError
 from igsp.study import claims as ledger
-from igsp.study.values import Value, current_package, explain, is_stale, look_up, read_values, render
+from igsp.study.values import Value, explain, look_up, read_values, render
 from igsp_book.tables import badge, code
 
 NOTEBOOKS = "book/notebooks"
@@ -41,13 +41,10 @@ def page_link(env: BuildEnvironment, docname: str, *content: nodes.Node) -> node
                                  refdoc=env.docname, refwarn=True)
 
 
-def result_nodes(env: BuildEnvironment, key: str, value: Value, form: str, marked: bool = True) -> list[nodes.Node]:
-    """A published number linked to the notebook that computed it, `marked` with a badge if other code computed it."""
+def result_nodes(env: BuildEnvironment, key: str, value: Value, form: str) -> list[nodes.Node]:
+    """A published number linked to the notebook that computed it."""
     shown = nodes.abbreviation("", render(value, form), explanation=explain(key, value), classes=["igsp-result"])
-    result: list[nodes.Node] = [page_link(env, f"{NOTEBOOKS}/{value.notebook}", shown)]
-    if marked and is_stale(value, current_package()):
-        result += [nodes.Text(" "), badge("stale", "stale")]
-    return result
+    return [page_link(env, f"{NOTEBOOKS}/{value.notebook}", shown)]
 
 
 def judged(env: BuildEnvironment, row: ledger.Claim) -> ledger.Judged:

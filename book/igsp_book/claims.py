@@ -10,11 +10,11 @@ from docutils.parsers.rst import directives
 
 from igsp.assets import catalog
 from igsp.study import claims as ledger
-from igsp.study.values import current_package, is_stale, look_up, render, signed_form
+from igsp.study.values import look_up, render, signed_form
 from igsp.text.catalogue import DIMENSIONS
 from igsp_book import drawings
 from igsp_book.base import BookDirective, judged, published, result_nodes, verdict_badge
-from igsp_book.tables import Cell, badge, definitions, table
+from igsp_book.tables import Cell, definitions, table
 
 
 class ClaimDirective(BookDirective):
@@ -38,7 +38,7 @@ class ClaimDirective(BookDirective):
             dimension = key.rpartition("/")[2]
             if len(row.values) > 1 and dimension in DIMENSIONS:
                 result.append(nodes.Text(f"{dimension.capitalize()} "))
-            result += result_nodes(self.env, key, value, signed_form(key), marked=False)
+            result += result_nodes(self.env, key, value, signed_form(key))
             if tests and value.p is not None:
                 result.append(nodes.Text(f", {_p(render(value, 'p'))}"))
             if tests and value.p_holm is not None:
@@ -46,19 +46,11 @@ class ClaimDirective(BookDirective):
         return result
 
     def found(self, row: ledger.Judged, method: str = "") -> list[nodes.Node]:
-        """Verdict, the values behind it, the reason, and a badge if other code made the values."""
+        """Verdict, the values behind it, and the reason."""
         values = [*self.ours(row), nodes.Text(": ")] if row.values else []
         head = [nodes.strong("", method), nodes.Text(" ")] if method and row.values else []
         said = nodes.Text(f"{row.verdict.reason}.")
-        return [*head, verdict_badge(row.verdict), nodes.Text(" "), *values, said, *self.stale(row)]
-
-    def stale(self, row: ledger.Judged) -> list[nodes.Node]:
-        """A badge if other code made the values."""
-        result: list[nodes.Node] = []
-        stale = [value.records or "other code" for value in row.values.values() if is_stale(value, current_package())]
-        for text in dict.fromkeys(stale):
-            result += [nodes.Text(" "), badge(f"stale: made by {text}", "stale")]
-        return result
+        return [*head, verdict_badge(row.verdict), nodes.Text(" "), *values, said]
 
     def runs(self, runs: dict[str, ledger.Judged]) -> list[nodes.paragraph]:
         """`found` of each pruning method, a paragraph each."""
@@ -131,7 +123,7 @@ class Findings(ClaimDirective):
         """Verdict and values of a claim under one method."""
         if row is None or not row.values:
             return "not measured"
-        return [verdict_badge(row.verdict), nodes.Text(" "), *self.ours(row, tests=False), *self.stale(row)]
+        return [verdict_badge(row.verdict), nodes.Text(" "), *self.ours(row, tests=False)]
 
 
 class ClaimsThatDiffer(ClaimDirective):

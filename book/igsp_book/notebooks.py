@@ -185,6 +185,14 @@ def lock_sha256(root: Path) -> str | None:
     return sha256_file(path) if path.exists() else None
 
 
+def package_sha256() -> str:
+    """SHA-256 over the files of the installed package, but for those that only steer it."""
+    root, steering = Path(str(resources.files("igsp"))), ("cli.py", "study/engine.py", "study/cluster.py")
+    files = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*.*"))}
+    return key_of({name: sha256_file(path) for name, path in files.items()
+                   if name.endswith((".py", ".yaml")) and name not in steering})
+
+
 def data_sha256() -> str:
     """Hash of what the pip-shipped text depends on: the wheels' hashes, and the Python whose library is read."""
     pins = {name: wheel.sha256 for name, wheel in wheels().items()}
@@ -265,7 +273,7 @@ def _common_metadata(profile: str, resolved: Settings, root: Path, model: bool) 
         "commit": made_by["commit"],
         "dirty": made_by["dirty"],
         "lock": lock_sha256(root),
-        "package": made_by["package"],
+        "package": package_sha256(),
         "data": data_sha256(),
         "device": device.type,
         "processor": made_by["processor"],
@@ -283,13 +291,11 @@ def _metadata(
 ) -> dict[str, Any]:
     base = {**base, "model": None} if notebook.reads else base  # what reads records computes with no model
     source = notebook.source.read_text(encoding="utf8")
-    drawing = sha256_file(Path(str(resources.files("igsp") / "figures.py")))
     key = key_of(
         {
             "source": source,
             "parameters": dict(values),
             "package": base["package"],
-            "figures": drawing,
             "lock": base["lock"],
             "model": base["model"],
             "data": base["data"],

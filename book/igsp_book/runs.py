@@ -9,7 +9,6 @@ from typing import Any
 from docutils import nodes
 from sphinx.environment import BuildEnvironment
 
-from igsp.study.values import current_package
 from igsp_book import executed
 from igsp_book.base import NOTEBOOKS, BookDirective, page_link
 from igsp_book.tables import Cell, badge, code, definitions, table
@@ -89,14 +88,10 @@ class NotebookProvenance(NotebookDirective):
         commit: list[nodes.Node] = [code(str(about.get("commit") or "unknown"))]
         if about.get("dirty"):
             commit += [nodes.Text(" "), badge("uncommitted changes", "stale")]
-        package: list[nodes.Node] = [short(about.get("package"))]
-        current = current_package()
-        if about.get("package") and current and about["package"] != current:
-            package += [nodes.Text(" "), badge("stale: the package has changed since", "stale")]
         versions = ", ".join(f"{name} {version}" for name, version in (about.get("versions") or {}).items())
         return [
-            ("Source", code(str(about.get("source")))), ("Commit", commit), ("Package source", package),
-            ("Lock file", short(about.get("lock"))),
+            ("Source", code(str(about.get("source")))), ("Commit", commit),
+            ("Package source", short(about.get("package"))), ("Lock file", short(about.get("lock"))),
             ("Model", [nodes.Text(f"{model['name']} "), short(model["fingerprint"])] if model else "none needed"),
             ("Data", short(about.get("data"))),
             ("Device", ", ".join(str(about[name]) for name in ("device", "processor", "dtype") if about.get(name))),
@@ -114,21 +109,18 @@ def short(sha: str | None) -> nodes.Node:
 
 
 class ExecutionStatistics(BookDirective):
-    """One row per notebook: status, time, cells, device."""
+    """One row per notebook: time, cells, device."""
 
     def build(self) -> list[nodes.Node]:
         found = all_runs(self.env)
         if not found:
             return [nodes.paragraph("", "This build holds no executed notebook.")]
-        current = current_package()
         rows: list[list[Cell]] = []
         for run in found:
-            fresh = current is None or run.about.get("package") in (None, current)
-            status = badge("current", "holds") if fresh else badge("stale", "stale")
-            rows.append([page_link(self.env, run.docname, nodes.Text(run.title)), status,
+            rows.append([page_link(self.env, run.docname, nodes.Text(run.title)),
                          executed.duration(run.seconds), str(run.cells), str(run.about.get("device")),
                          executed.moment(run.about.get("started"))])
         total = executed.duration(sum(run.seconds for run in found))
-        rows.append(["All notebooks", "", total, str(sum(run.cells for run in found)), "", ""])
-        return [table(["Notebook", "Code", "Run time", "Code cells", "Device", "Started"], rows,
+        rows.append(["All notebooks", total, str(sum(run.cells for run in found)), "", ""])
+        return [table(["Notebook", "Run time", "Code cells", "Device", "Started"], rows,
                       f"The runs behind this book, profile {self.config.igsp_profile}.", "igsp-dense igsp-stack")]

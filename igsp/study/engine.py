@@ -30,7 +30,7 @@ from unittest.mock import patch
 from tqdm import tqdm
 
 from igsp.errors import IgspError
-from igsp.provenance import key_of, record_code
+from igsp.provenance import key_of
 from igsp.study.records import Record
 
 if TYPE_CHECKING:
@@ -117,8 +117,8 @@ class Worker:
 
 
 def about(study: Study) -> dict[str, Any]:
-    """Code, model, device, dtype and versions of a study."""
-    return {"code of igsp": record_code(), **study.numbers}
+    """Model, device, dtype and versions of a study."""
+    return dict(study.numbers)
 
 
 def describe(error: BaseException) -> str:

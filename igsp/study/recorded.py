@@ -39,7 +39,7 @@ class Reference:
         results: every recorded cell of the profile's size (windows, tokens), by strategy and draw.
         information: OIT metrics, one row per (strategy, draw).
         trivial: trivial solvers beside the dense model (`Study.trivial`), None if not recorded.
-        again: cells that `verify` computed again with the code of this installation.
+        again: cells that `verify` computed again.
         writing: samples of what the model writes (`Study.writing`), None if not recorded.
     """
 
@@ -160,9 +160,7 @@ class Reference:
         masks = {"sources": self.mask_overlap(method).where(lambda x: x < 1).stack().mean(),
                  "draws": self.mask_overlap_of_draws(method)}
         found |= {f"overlap/{k}": {"value": 100 * v, "unit": "%"} for k, v in masks.items() if np.isfinite(v)}
-        note = "" if self.verified(method) else self.note(method)
-        marked = {key: entry | ({"records": note} if note else {}) for key, entry in found.items()}
-        return marked | {"spearman/tests": {"value": len(table), "digits": 0}}
+        return found | {"spearman/tests": {"value": len(table), "digits": 0}}
 
     def checks(self, method: str | None = None) -> pd.DataFrame:
         """The recorded cells (of one method) that were computed again, beside what is recorded.
@@ -187,29 +185,16 @@ class Reference:
         return len(checks) >= 3 and bool((checks["same set"] == "yes").all() and checks.total.abs().max() < within)
 
     def note(self, method: str | None = None) -> str:
-        """Whether other code than this installation's made cells of a method, and what computing some again showed."""
-        method = method or self.settings.method
-        if not any(r.record.stale for r in self.results if r.cell.method == method):
-            return ""
-        checks = self.checks(method)
-        if checks.empty:
-            return "other code"
-        return f"other code, {len(checks)} cells verified within {checks.total.abs().max():.1g} points"
+        """What computing some cells of a method again showed; nothing if none was."""
+        checks = self.checks(method or self.settings.method)
+        return "" if checks.empty else f"{len(checks)} cells verified within {checks.total.abs().max():.1g} points"
 
     def makers(self) -> pd.DataFrame:
-        """What made the cells: code, machine, when, how many; and whether the code is that of this installation."""
-        rows = Counter[tuple[str, ...]]()
-        times: dict[tuple[str, ...], list[str]] = {}
-        for r in self.results:
-            about = r.record.provenance
-            key = (str(about.get("code"))[:12], "no" if r.record.stale else "yes", str(about.get("processor")))
-            rows[key] += 1
-            times.setdefault(key, []).append(str(about.get("finished")))
-        columns = ["code", "this code", "processor"]
-        return pd.DataFrame(
-            [dict(zip(columns, key, strict=True)) | {"cells": n, "first": min(times[key]), "last": max(times[key])}
-             for key, n in rows.items()]
-        )
+        """What made the cells: commit, machine, how many of them, the first and the last."""
+        made = [{key: str(r.record.provenance.get(key)) for key in ("commit", "processor", "finished")}
+                for r in self.results]
+        kinds = pd.DataFrame(made).groupby(["commit", "processor"], sort=False).finished
+        return kinds.agg(cells="count", first="min", last="max").reset_index()
 
     def mask_overlap(self, method: str | None = None, draw: int = 0) -> pd.DataFrame:
         """Share of the weights removed under the row's source that are removed under the column's, one draw."""
@@ -267,7 +252,7 @@ def reference(profile: str, store: str | Path | None = None) -> Reference:
         raise AssetError(f"'{place.root}' holds no dense scores of the model that its cells were pruned from")
     results = [_result(record) for record in cells if _numbers(record) == common]
     repeated = Store(f"{root}/verified").records()
-    again = [_result(r) for r in repeated if r.spec["stage"] == "cell" and not r.stale]
+    again = [_result(r) for r in repeated if r.spec["stage"] == "cell"]
     information = {
         (_label(r, "strategy"), _label(r, "draw")): r.metrics["information"]
         for r in by_stage.get("profile", ()) if _numbers(r) == common and _size(r) == (chosen.n, chosen.seqlen)
@@ -288,9 +273,7 @@ def reference(profile: str, store: str | Path | None = None) -> Reference:
 
 
 def verify(profile: str, store: str | Path | None = None, sample: int = 3, seed: int = 0) -> pd.DataFrame:
-    """Computes a random sample of the recorded cells that other code made again, with the code of this installation.
-
-    So many of each pruning method.
+    """Computes a random sample of the recorded cells again, so many of each pruning method.
 
     The new records go to `<store>/verified`; what is there already is kept, so that a larger sample holds the smaller.
 
@@ -304,11 +287,10 @@ def verify(profile: str, store: str | Path | None = None, sample: int = 3, seed:
     if sample < 1:
         raise UsageError(f"--sample must be at least 1, got {sample}")
     run = reference(profile, store)
-    stale = [r.cell for r in run.results if r.record.stale]
-    by_luck = sorted(stale, key=lambda cell: hashlib.sha256(f"{seed} {cell}".encode()).digest())
+    by_luck = sorted((r.cell for r in run.results), key=lambda cell: hashlib.sha256(f"{seed} {cell}".encode()).digest())
     root = store or repository_root() / "book" / "results" / profile
     chosen = [c for m in run.methods for c in [c for c in by_luck if c.method == m][:sample]]
-    Study(profile, f"{root}/verified", stale="recompute").complete(chosen)
+    Study(profile, f"{root}/verified").complete(chosen)
     return reference(profile, store).checks()
 
 

@@ -21,7 +21,7 @@ import fsspec
 
 from igsp.assets import whole_or_nothing
 from igsp.errors import UsageError
-from igsp.provenance import canonical, key_of, now, package_sha256, record_code, set_code
+from igsp.provenance import canonical, key_of, now
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,13 +39,6 @@ class Record:
     @functools.cached_property
     def key(self) -> str:
         return key_of(self.spec)
-
-    @property
-    def stale(self) -> bool:
-        """Made by other code than the one that is installed now."""
-        if self.spec.get("stage") in ("calibration", "pool"):
-            return bool(self.provenance.get("sets") != set_code())
-        return bool(self.provenance.get("code") != record_code())
 
     @property
     def seconds(self) -> float:
@@ -141,7 +134,7 @@ class Store:
             plain = {k: v for k, v in record.spec.items() if not isinstance(v, (dict, list))}
             labels = {k: v for k, v in record.metrics.get("labels", {}).items() if not isinstance(v, (dict, list))}
             scores = {task["task"]: task["value"] for task in record.metrics.get("scores", {}).get("tasks", ())}
-            made = {"key": record.key, "stale": record.stale, "seconds": record.seconds}
+            made = {"key": record.key, "seconds": record.seconds}
             rows.append({**made, **plain, **labels, **scores})
         return pd.DataFrame(rows)
 
@@ -194,9 +187,7 @@ class Store:
         Each value: `value`, and optionally `low`, `high`, `unit`, `digits`, `n`, `label`, `p`, `p_holm`.
         """
         empty = {"low": None, "high": None, "unit": "", "digits": 1, "n": None, "label": None}
-        body = {
-            key: {**empty, **entry, "notebook": notebook, "package": package_sha256()} for key, entry in values.items()
-        }
+        body = {key: {**empty, **entry, "notebook": notebook} for key, entry in values.items()}
         self._write(self.root / "values" / f"{notebook}.json", body)
 
     def values(self) -> dict[str, dict[str, Any]]:

@@ -27,7 +27,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from igsp import writing as protocols
+from igsp import writing
 from igsp.assets import cache_dir, catalog
 from igsp.errors import IgspError, UnknownName, UsageError
 from igsp.models import (
@@ -38,7 +38,7 @@ from igsp.models import (
     resolve_dtype,
     resolve_folder,
 )
-from igsp.provenance import Stopwatch, key_of, now, provenance, repository_root, versions, written_code
+from igsp.provenance import Stopwatch, key_of, now, provenance, repository_root, versions
 from igsp.pruning.driver import STEPS, prune
 from igsp.pruning.masks import mask_sample
 from igsp.pruning.solvers import SOLVERS, parse_pattern
@@ -57,17 +57,17 @@ from igsp.writing.generation import write_texts
 from igsp.writing.sgs import _requests as sgs_requests
 
 PROTOCOLS: dict[str, Callable[..., CalibrationSet]] = {
-    "self-cal": protocols.self_cal,
-    "sgs": protocols.sgs,
-    "igsp": protocols.igsp,
+    "self-cal": writing.self_cal,
+    "sgs": writing.sgs,
+    "igsp": writing.igsp,
 }
 # Rules that choose n windows from one pool of candidates: (pool, model, n, seed, **options) -> Selection.
 RULES: dict[str, Callable[..., Selection]] = {
-    "igsp": lambda pool, lm, n, seed, **options: protocols.select(pool, n, seed=seed, progress=False, **options),
-    "random": lambda pool, lm, n, seed: protocols.random_choice(pool, n, seed),
-    "lowest-perplexity": lambda pool, lm, n, seed: protocols.lowest_perplexity(pool, n),
-    "lexical-diversity": lambda pool, lm, n, seed: protocols.lexical_diversity(pool, lm, n),
-    "activation-k-means": lambda pool, lm, n, seed: protocols.activation_kmeans(pool, lm, n, seed, progress=False),
+    "igsp": lambda pool, lm, n, seed, **options: writing.select(pool, n, seed=seed, progress=False, **options),
+    "random": lambda pool, lm, n, seed: writing.random_choice(pool, n, seed),
+    "lowest-perplexity": lambda pool, lm, n, seed: writing.lowest_perplexity(pool, n),
+    "lexical-diversity": lambda pool, lm, n, seed: writing.lexical_diversity(pool, lm, n),
+    "activation-k-means": lambda pool, lm, n, seed: writing.activation_kmeans(pool, lm, n, seed, progress=False),
 }
 
 
@@ -88,7 +88,6 @@ class Settings:
     suite: str
     device: str
     dtype: str
-    stale: str
     sources: tuple[str, ...]
     uniform: dict[str, float]
     web: str
@@ -176,7 +175,6 @@ def _check(s: Settings, name: str) -> None:
     need("seed", whole(s.seed) and s.seed >= 0, "a whole number of at least 0")
     need("measure", s.measure in MEASURES, " or ".join(map(repr, MEASURES)))
     need("run_code", isinstance(s.run_code, bool), "true or false")
-    need("stale", s.stale in ("recompute", "accept"), "'recompute' or 'accept'")
     for source in {*s.sources, *s.uniform, s.web}:
         if source not in catalogue():
             raise UnknownName("source", source, catalogue(), f"({name})")
@@ -363,7 +361,7 @@ class Study:
             record = self.store.get(self._set_spec("calibration", name, draw))
             if record is not None and self._usable(record):
                 self._sets[name, draw] = {key: record.metrics[key] for key in ("sha256", "scope")}
-            elif self.settings.stale == "accept" and (name, draw) in self._labelled:
+            elif (name, draw) in self._labelled:
                 self._sets[name, draw] = self._labelled[name, draw]
         return self._sets.get((name, draw), {})
 
@@ -443,12 +441,12 @@ class Study:
             folder = self._written(
                 {"pool": s.pool},
                 stream,
-                lambda texts: protocols.candidate_pool(
+                lambda texts: writing.candidate_pool(
                     self.lm, s.n, s.seqlen, stream, progress=False, resume=texts, **s.pool
                 ),
             )
             limits = {name: catalog("protocols")["igsp"][name]["value"] for name in ("drop_share", "loop_limit")}
-            self._pools[draw] = protocols.screen(CandidatePool.load(folder), **limits)
+            self._pools[draw] = writing.screen(CandidatePool.load(folder), **limits)
         return self._pools[draw]
 
     def selection(self, name: str, draw: int = 0) -> Selection:
@@ -493,11 +491,11 @@ class Study:
         """Cache folder of text that the model wrote; made once, by one process, and kept whole.
 
         `write` keeps finished texts in the file it is given, so that a killed run goes on from them. The key holds
-        the hash of the writing code: other code may write other text.
+        the version of writing: another one may write other text.
         """
         s = self.settings
         key = key_of(
-            {**what, "n": s.n, "seqlen": s.seqlen, "seed": stream, "code": written_code(), **self.numbers}
+            {**what, "n": s.n, "seqlen": s.seqlen, "seed": stream, "writing": writing.VERSION, **self.numbers}
         )
         folder = cache_dir() / "written" / key
         with Store(folder.parent).claim(key, wait=True):
@@ -719,7 +717,7 @@ class Study:
         return record
 
     def _usable(self, record: Record | None) -> bool:
-        return record is not None and (self.settings.stale == "accept" or not record.stale)
+        return record is not None
 
     def _compute(self, cell: Cell) -> dict[str, Any]:
         s, watch = self.settings, Stopwatch()

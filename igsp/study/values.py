@@ -31,11 +31,9 @@ class Value:
         n: size of the sample behind it.
         label: a name that belongs to it, such as the id of the best source.
         notebook: stem of the notebook that published it.
-        package: SHA-256 of the package source that computed it.
         p, p_holm: p-value, alone and corrected for the whole table.
         draws: independent calibration sets behind it, where that matters.
         noise: of a difference between strategies, the standard deviation that the luck of the draw gives it.
-        records: of what is read from records that other code made: what is known about them.
     """
 
     value: float
@@ -46,12 +44,10 @@ class Value:
     n: int | None = None
     label: str | None = None
     notebook: str = ""
-    package: str | None = None
     p: float | None = None
     p_holm: float | None = None
     draws: int | None = None
     noise: float | None = None
-    records: str | None = None
 
     @property
     def has_interval(self) -> bool:
@@ -142,23 +138,7 @@ def explain(key: str, value: Value) -> str:
         parts.append(f"n = {value.n}")
     if value.p is not None:
         parts.append(f"p = {p_text(value.p)}, Holm {p_text(value.p_holm)}")
-    if value.records:
-        parts.append(f"records made by {value.records}")
     return "; ".join([*parts, f"notebook {value.notebook}"])
-
-
-def current_package() -> str | None:
-    """SHA-256 of the package source as it is now, None where it cannot be told."""
-    try:
-        from igsp.provenance import package_sha256
-    except ImportError:
-        return None
-    return package_sha256()
-
-
-def is_stale(value: Value, package: str | None) -> bool:
-    """True if `value` was computed by another package source than `package`, or from records that other code made."""
-    return bool(value.records) or (package is not None and value.package is not None and value.package != package)
 
 
 def signed_form(key: str) -> str:

@@ -12,3 +12,6 @@ __all__ = [
     "CandidatePool", "NotEnoughCandidates", "Selection", "Step", "activation_kmeans", "candidate_pool", "igsp",
     "igsp_selection", "lexical_diversity", "lowest_perplexity", "random_choice", "screen", "select", "self_cal", "sgs",
 ]
+
+# Of what a model writes, and what a rule chooses of it. Whoever changes these numbers raises it: tests/test_golden.py.
+VERSION = 1
