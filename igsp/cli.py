@@ -404,10 +404,10 @@ def _profile(options: argparse.Namespace) -> None:
 
 
 def _prune(options: argparse.Namespace) -> None:
-    from igsp.pruning.cost import SLOWDOWN, gigabytes, plan
+    from igsp.provenance import duration, gigabytes
+    from igsp.pruning.cost import SLOWDOWN, plan
     from igsp.pruning.driver import prune, save
     from igsp.pruning.streaming import prune_folder
-    from igsp.study.engine import duration
 
     _refuse_existing(options.out)
     reads = _reads(options)

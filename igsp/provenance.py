@@ -29,7 +29,6 @@ def key_of(spec: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical(spec).encode()).hexdigest()
 
 
-
 def versions() -> dict[str, str]:
     """Installed versions of the packages that can change a number, without local build tags."""
     return {name: importlib.metadata.version(name).split("+")[0] for name in NUMERIC_PACKAGES}
@@ -94,3 +93,23 @@ class Stopwatch:
             yield
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it.
+
+    >>> duration(40), duration(600), duration(9000)
+    ('40 s', '10 min', '2.5 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def gigabytes(size: float) -> str:
+    """A number of bytes in GB.
+
+    >>> gigabytes(2_500_000_000)
+    '2.5 GB'
+    """
+    return f"{size / 1e9:.{1 if size >= 1e9 else 2}f} GB"

@@ -14,7 +14,7 @@ MODULES = [m.name for m in pkgutil.walk_packages(igsp.__path__, "igsp.") if not 
 SHOWN = {  # public functions whose docstring must hold an example
     "igsp.text.windows": ["largest_remainder"], "igsp.scoring.correlation": ["spearman", "holm"],
     "igsp.text.ngrams": ["aggregation"], "igsp.advise": ["design", "towards", "whole", "beats"],
-    "igsp.study.engine": ["duration"],
+    "igsp.provenance": ["duration", "gigabytes"],
 }
 
 

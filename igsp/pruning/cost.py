@@ -17,11 +17,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from igsp.errors import IgspError, UnknownName, UsageError
 from igsp.models import _refuse, resolve_device, resolve_dtype, resolve_folder
+from igsp.provenance import duration, gigabytes
 from igsp.pruning.blocks import find_blocks, weight_matrix
 from igsp.pruning.driver import STEPS, _free_memory
 from igsp.pruning.solvers import NEEDS, solver
 from igsp.scoring.evaluation import load_suite, task_folders
-from igsp.study.engine import duration
 
 SEQLEN = 2048  # tokens per window by default, as in the published codes
 SLOWDOWN = (1.5, 4.0)  # measured runs take that many times the floor (tests/benchmarks/cpu.py)
@@ -88,15 +88,6 @@ class Plan:
                 f"the checkpoint takes {gigabytes(self.disk)}, '{folder}' has {gigabytes(space)} free: "
                 "free some, or give another folder"
             )
-
-
-def gigabytes(size: float) -> str:
-    """A number of bytes in GB.
-
-    >>> gigabytes(2_500_000_000)
-    '2.5 GB'
-    """
-    return f"{size / 1e9:.{1 if size >= 1e9 else 2}f} GB"
 
 
 def plan(

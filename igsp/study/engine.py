@@ -30,7 +30,7 @@ from unittest.mock import patch
 from tqdm import tqdm
 
 from igsp.errors import IgspError
-from igsp.provenance import key_of
+from igsp.provenance import duration, key_of
 from igsp.study.records import Record
 
 if TYPE_CHECKING:
@@ -267,17 +267,6 @@ class Pace:
             kind = " ".join(filter(None, map(record.spec.get, ("stage", "method", "kind"))))
             pace.seconds[kind].append(record.seconds)
         return pace
-
-
-def duration(seconds: float) -> str:
-    """A time in the unit that suits it.
-
-    >>> duration(40), duration(600), duration(9000)
-    ('40 s', '10 min', '2.5 h')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class Progress:
