@@ -451,11 +451,9 @@ def _size(options: argparse.Namespace) -> tuple[int, int | None]:
 
 
 def _tokenizer(options: argparse.Namespace) -> Any:
-    from transformers import AutoTokenizer
+    from igsp.models import load_tokenizer, resolve_folder
 
-    from igsp.models import resolve_folder
-
-    return AutoTokenizer.from_pretrained(resolve_folder(options.model))
+    return load_tokenizer(resolve_folder(options.model), options.model)
 
 
 def _advise(options: argparse.Namespace) -> None:

@@ -51,6 +51,10 @@ class TokenizerMismatch(UsageError):
     """A calibration set that was cut with another tokenizer than the model's."""
 
 
+class CheckpointError(UsageError):
+    """A model folder, or a file beside one, whose parts are missing, damaged or do not agree."""
+
+
 class AssetError(IgspError):
     """A pinned file that is missing and cannot be fetched, or whose content is not the pinned one."""
 

@@ -19,17 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GgufConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from igsp.assets import cache_dir, catalog, join_members, sha256_file
+from igsp.checkpoints import load_tokenizer, open_checkpoint, refuse_not_finite
 from igsp.errors import AssetError, UnknownName, UsageError
 
 log = logging.getLogger(__name__)
@@ -125,17 +118,19 @@ def load_model(name: str, device: str | torch.device = "auto", dtype: str | torc
     Raises:
         UnknownName: no alias, folder or hub id of that name.
         UsageError: an encoder model, quantised weights, an unknown device.
+        CheckpointError: files that are missing, damaged or do not agree (see `checkpoints.open_checkpoint`).
+        NumericalError: weights that are not finite.
         AssetError: it cannot be fetched (names the file and where to put it).
     """
     target_device = resolve_device(device)
     target_dtype = resolve_dtype(dtype, target_device)
     folder = resolve_folder(name)
-    config = AutoConfig.from_pretrained(folder)
-    _refuse(name, config)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=target_dtype)
+    open_checkpoint(folder, name)
+    tokenizer = load_tokenizer(folder, name)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=target_dtype, trust_remote_code=False)
     model.to(target_device).eval()  # type: ignore[arg-type]
     model.requires_grad_(False)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    refuse_not_finite(dict(model.named_parameters()))
     return LanguageModel(model, tokenizer, name, folder_fingerprint(folder), folder)
 
 
@@ -168,23 +163,6 @@ def _hub_folder(name: str) -> Path:
             f"model '{name}' is not in the local hub cache and the hub cannot be reached: "
             "give a local folder, or an alias that needs no hub: " + ", ".join(catalog("models"))
         ) from error
-
-
-def _refuse(name: str, config: Any) -> None:
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or getattr(config, "is_encoder_decoder", False):
-        raise UsageError(f"model '{name}' ({config.model_type}) is no causal language model: pruning needs a decoder")
-    architectures = getattr(config, "architectures", None) or []
-    if architectures and not any(
-        "CausalLM" in a or "LMHead" in a or "ConditionalGeneration" in a for a in architectures
-    ):
-        raise UsageError(f"model '{name}' was saved as {architectures[0]}, which has no language-model head")
-    quantised = getattr(config, "quantization_config", None)
-    if quantised:
-        kind = quantised.get("quant_method", "?") if isinstance(quantised, dict) else type(quantised).__name__
-        raise UsageError(
-            f"model '{name}' holds quantised weights ({kind}), whose zeros would not be zeros: dequantise it first "
-            "(load it with transformers, call model.dequantize(), save_pretrained to a folder) and give that folder"
-        )
 
 
 def _alias_folder(alias: str) -> Path:

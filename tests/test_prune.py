@@ -306,13 +306,12 @@ def test_a_model_larger_than_memory_is_pruned(tmp_path):
 
 
 def test_streaming_needs_files_that_name_tensors_as_the_model_does(tmp_path):
-    folder = stored("llama", tmp_path / "dense")
-    tensors = {name.replace("mlp", "ffn"): tensor for name, tensor in contents(tmp_path / "dense").items()}
+    """transformers also reads the names of the bare model; they would have to be renamed on the way out."""
+    folder = stored("gpt2", tmp_path / "dense")
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in contents(tmp_path / "dense").items()}
     save_file(tensors, tmp_path / "dense" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UsageError, match=r"no 'model\.layers\.0\.mlp.*save_pretrained"):
-        prune_folder(folder, tmp_path / "out", method="magnitude", progress=False)
-    (tmp_path / "dense" / "model.safetensors").unlink()
-    with pytest.raises(UsageError, match="no safetensors"):
+    load_model(folder, "cpu")
+    with pytest.raises(UsageError, match=r"no 'transformer\.h\.0\..*save_pretrained"):
         prune_folder(folder, tmp_path / "out", method="magnitude", progress=False)
 
 

@@ -10,12 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from igsp.assets import whole_or_nothing
-from igsp.errors import IgspError, UsageError
+from igsp.checkpoints import read_tensors
+from igsp.errors import CheckpointError, IgspError, UsageError
 from igsp.pruning.blocks import Block, weight_of
 from igsp.pruning.report import ModuleReport
 
@@ -25,8 +26,13 @@ class Checkpoint:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self.key: dict[str, Any] | None = None
         path = self.folder / "run.json"
-        self.key: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+        if self.started:
+            try:
+                self.key = dict(json.loads(path.read_text(encoding="utf8")))
+            except (OSError, ValueError, TypeError, RecursionError) as error:
+                raise CheckpointError(f"'{path}' is damaged ({error}): delete that folder") from None
 
     def claim(self, key: dict[str, Any]) -> None:
         """`key` is everything the numbers depend on; it is written with the first block and compared on resuming."""
@@ -49,7 +55,7 @@ class Checkpoint:
     @property
     def batch_size(self) -> int | None:
         """Micro-batch of the run that is to be resumed: the same one is needed for the same bits."""
-        return self.key["batch_size"] if self.key is not None and self.started else None
+        return self.key.get("batch_size") if self.key is not None and self.started else None
 
     @contextmanager
     def loaded(self, block: Block) -> Iterator[None]:
@@ -70,19 +76,34 @@ class Checkpoint:
         """Weights by name inside the block, masks by full name and rows as `save` wrote them; None if unfinished."""
         if not self._path(block).exists():
             return None
-        with safe_open(self._path(block), "pt") as file:
-            found: dict[str, dict[str, Tensor]] = {"weight": {}, "mask": {}}
-            for key in file.keys():  # noqa: SIM118
+        tensors, metadata = read_tensors(self._path(block), "finished block")
+        found: dict[str, dict[str, Tensor]] = {"weight": {}, "mask": {}}
+        try:
+            for key, tensor in tensors.items():
                 kind, name = key.split("/", 1)
-                found[kind][name] = file.get_tensor(key)
-            modules = [ModuleReport(**row) for row in json.loads((file.metadata() or {})["modules"])]
-        return found["weight"], found["mask"], modules
+                found[kind][name] = tensor
+            modules = [ModuleReport(**row) for row in json.loads(metadata["modules"])]
+        except (KeyError, ValueError, TypeError) as error:
+            raise CheckpointError(f"'{self._path(block)}' is no finished block ({error}): delete it") from None
+        weights = self._whole(block, found["weight"]) if found["weight"] else {}
+        if {m.name for m in modules} != {f"{block.name}.{n}" for n in block.linears} or set(found["mask"]) != {
+            m.name for m in modules
+        }:
+            raise CheckpointError(f"'{self._path(block)}' holds the layers of another model: give another folder")
+        return weights, found["mask"], modules
+
+    def _whole(self, block: Block, weights: dict[str, Any]) -> dict[str, Tensor]:
+        """These weights by name inside the block, if they are those of its Linear layers."""
+        shapes = {name: getattr(weight, "shape", None) for name, weight in weights.items()}
+        if shapes != {name: weight_of(linear).shape for name, linear in block.linears.items()}:
+            raise CheckpointError(f"'{self._path(block)}' holds the weights of another model: give another folder")
+        return weights
 
     def _write(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         try:
             if not self.started:
                 with whole_or_nothing(self.folder / "run.json") as temporary:
-                    temporary.write_text(json.dumps(self.key, indent=1))
+                    temporary.write_text(json.dumps(self.key, indent=1), encoding="utf8")
             with whole_or_nothing(path) as temporary:
                 save_file(tensors, temporary, metadata)
         except (OSError, SafetensorError) as error:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from igsp.errors import IgspError, UnknownName, UsageError
-from igsp.models import _refuse, resolve_device, resolve_dtype, resolve_folder
+from igsp.checkpoints import open_checkpoint
+from igsp.errors import UnknownName, UsageError
+from igsp.models import resolve_device, resolve_dtype, resolve_folder
 from igsp.provenance import duration, gigabytes
 from igsp.pruning.blocks import find_blocks, weight_matrix
 from igsp.pruning.driver import STEPS, _free_memory
@@ -114,7 +114,7 @@ def plan(
         raise UnknownName("order", order, STEPS)
     compute = resolve_device(device)
     kind = resolve_dtype(dtype, compute)
-    net = _skeleton(model, kind)
+    net = open_checkpoint(resolve_folder(model), model).skeleton
     text = net.config.get_text_config()
     longest = int(getattr(text, "max_position_embeddings", None) or 1 << 30)
     seqlen = seqlen or min(SEQLEN, longest)
@@ -148,7 +148,7 @@ def reading(model: str, tokens: int, device: str = "auto", dtype: str = "auto") 
     """Cost of running `tokens` tokens through `model`, 2 operations per weight and token; raises as `plan`."""
     compute = resolve_device(device)
     kind = resolve_dtype(dtype, compute)
-    parameters = sum(p.numel() for p in _skeleton(model, kind).parameters())
+    parameters = sum(p.numel() for p in open_checkpoint(resolve_folder(model), model).skeleton.parameters())
     floor = 2.0 * parameters * tokens / _rate(compute, kind)
     return Plan(parameters * kind.itemsize, 0, 0, 0, 0, parameters, floor, 0, str(compute))
 
@@ -167,20 +167,6 @@ def suite_texts(suite: str | Path) -> dict[str, set[str]]:
         requests = [request.args for task in members.values() for request in task.instances]
         found[entry.task] = {text for texts in requests for text in texts if isinstance(text, str)}
     return found
-
-
-def _skeleton(model: str, dtype: torch.dtype) -> Any:
-    """The model without its weights; refuses what `load_model` refuses."""
-    try:
-        config = AutoConfig.from_pretrained(resolve_folder(model))
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, IgspError):
-            raise
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"model '{model}' has no configuration that transformers knows: {reason}") from error
-    _refuse(model, config)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
 def _shape(linear: torch.nn.Module) -> tuple[int, int]:

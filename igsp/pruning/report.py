@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from igsp.errors import UsageError
+from igsp.checkpoints import read_tensors
+from igsp.errors import CheckpointError, UsageError
 from igsp.models import LanguageModel
+from igsp.pruning.blocks import find_blocks, weight_matrix
 from igsp.text.windows import CalibrationSet
 
 MASKS = "masks/masks.safetensors"  # not beside the weights: loaders take every such file there for weights
@@ -144,11 +145,32 @@ def unpack_mask(packed: Tensor, rows: int, columns: int) -> Tensor:
     return torch.from_numpy(np.unpackbits(packed.numpy(), count=rows * columns).astype(bool)).view(rows, columns)
 
 
-def load_masks(folder: str | Path) -> dict[str, Tensor]:
-    """Boolean masks by Linear name from a folder written by `save`."""
-    with safe_open(Path(folder) / MASKS, "pt") as file:
-        shapes = json.loads((file.metadata() or {})["shapes"])
-        return {name: unpack_mask(file.get_tensor(name), *shape) for name, shape in shapes.items()}
+def load_masks(folder: str | Path, lm: LanguageModel | None = None) -> dict[str, Tensor]:
+    """Boolean masks by Linear name from a folder written by `save`.
+
+    Args:
+        lm: the model they are for: masks of other layers or shapes are refused.
+
+    Raises:
+        CheckpointError: no masks there, damaged ones, or those of another model.
+    """
+    path = Path(folder) / MASKS
+    packed, metadata = read_tensors(path, "file of masks")
+    try:
+        shapes = {name: (int(rows), int(columns)) for name, (rows, columns) in json.loads(metadata["shapes"]).items()}
+        if shapes.keys() != packed.keys() or any(len(packed[n]) != -(-r * c // 8) for n, (r, c) in shapes.items()):
+            raise ValueError("its masks are not of the shapes that it names")
+        masks = {name: unpack_mask(packed[name], *shape) for name, shape in shapes.items()}
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"'{path}' holds no masks: {error}; prune the model again") from None
+    if lm is not None:
+        found = {f"{block.name}.{name}": tuple(weight_matrix(linear).shape)
+                 for block in find_blocks(lm.model) for name, linear in block.linears.items()}
+        differing = sorted(n for n in found.keys() | shapes.keys() if found.get(n) != shapes.get(n))
+        if differing:
+            raise CheckpointError(f"the masks in '{path}' are of another model than '{lm.name}': {differing[0]} is "
+                                  f"{found.get(differing[0])} there, {shapes.get(differing[0])} in the masks")
+    return masks
 
 
 def save(

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from igsp.assets import whole_or_nothing
-from igsp.errors import NumericalError, UsageError
+from igsp.checkpoints import read_tensors
+from igsp.errors import CheckpointError, NumericalError, UsageError
 from igsp.pruning.kernels import CHUNK, add_gram, mirror
 from igsp.pruning.solvers import InputStatistics
 
@@ -93,19 +93,21 @@ class Statistics:
     def load(cls, path: str | Path) -> Statistics:
         """Reads what `save` wrote; raises `UsageError` if the file is no such thing."""
         try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            counts = json.loads(metadata["counts"])
-        except (OSError, KeyError, ValueError, SafetensorError) as error:
-            raise UsageError(f"'{path}' holds no pruning statistics: {error}") from None
-        inputs = {}
-        for name, (tokens, windows) in counts.items():
-            packed = tensors.get(f"{name}.gram")
-            gram = None if packed is None else _unpack(packed)
-            squares = tensors[f"{name}.squares"] if gram is None else gram.diagonal()
-            inputs[name] = InputStatistics(tokens, windows, squares, gram)
-        return cls(inputs, json.loads(metadata["groups"]), metadata["fingerprint"])
+            tensors, metadata = read_tensors(path, "file of pruning statistics")
+            counts, groups = json.loads(metadata["counts"]), json.loads(metadata["groups"])
+            inputs = {name: _read(tensors, name, *map(int, pair)) for name, pair in counts.items()}
+            known = all(isinstance(name, str) for block in groups for group in block for name in group)
+            if not known or sum(map(len, groups)) != len(inputs):
+                raise ValueError(f"{len(inputs)} inputs for {sum(map(len, groups))} groups of Linear layers")
+            return cls(inputs, groups, metadata["fingerprint"])
+        except (CheckpointError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise CheckpointError(f"'{path}' holds no pruning statistics: {error}; collect them again") from None
+
+
+def _read(tensors: Mapping[str, Tensor], name: str, tokens: int, windows: int) -> InputStatistics:
+    packed = tensors.get(f"{name}.gram")
+    gram = None if packed is None else _unpack(packed)
+    return InputStatistics(tokens, windows, tensors[f"{name}.squares"] if gram is None else gram.diagonal(), gram)
 
 
 def _unpack(packed: Tensor) -> Tensor:

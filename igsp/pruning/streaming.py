@@ -29,13 +29,13 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from igsp.assets import whole_or_nothing
+from igsp.checkpoints import ModelFolder, load_tokenizer, open_checkpoint, read_tensors
 from igsp.errors import UsageError
-from igsp.models import LanguageModel, _refuse, folder_fingerprint, resolve_device, resolve_dtype, resolve_folder
+from igsp.models import LanguageModel, folder_fingerprint, resolve_device, resolve_dtype, resolve_folder
 from igsp.pruning.blocks import Block, find_blocks
 from igsp.pruning.checkpoint import Checkpoint, rows
 from igsp.pruning.driver import prune
@@ -64,13 +64,13 @@ def prune_folder(
         options: method, sparsity and the other arguments of `driver.prune`.
 
     Raises:
-        UsageError: `out` exists and is not empty; the folder's files hold other tensors than the model's blocks need;
-            as `driver.prune`.
+        UsageError: `out` exists and is not empty; the folder's files name their tensors in another way;
+            as `load_model` and `driver.prune`.
     """
     out = new_folder(out)
     work = out.parent / f".{out.name}.partial"
     compute = resolve_device(device)
-    files = Tensors(resolve_folder(model))
+    files = open_checkpoint(resolve_folder(model), model)
     lm = skeleton(model, files, resolve_dtype(dtype, compute))
     stream = Stream(files, work, find_blocks(lm.model), lm.dtype)
     report = prune(lm, calibration, checkpoint=stream, device=compute, **options)
@@ -87,68 +87,27 @@ def prune_folder(
     return report
 
 
-STORED = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-
-
-class Tensors:
-    """The tensors of a folder of safetensors files, read by name."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        index = folder / "model.safetensors.index.json"
-        if index.exists():
-            self.files: dict[str, str] = json.loads(index.read_text())["weight_map"]
-            return
-        if not (folder / "model.safetensors").exists():
-            raise UsageError(f"'{folder}' holds no safetensors files to stream from: load the model and `igsp.save` it")
-        with safe_open(folder / "model.safetensors", "np") as file:
-            self.files = dict.fromkeys(file.keys(), "model.safetensors")
-
-    def read(self, names: Sequence[str], dtype: torch.dtype) -> dict[str, nn.Parameter]:
-        """These tensors in `dtype`, as frozen parameters.
-
-        The files are read, not mapped: a private map of a file larger than memory is refused by many systems.
-        """
-        found: dict[str, nn.Parameter] = {}
-        for place in {self.files[name] for name in names}:
-            with open(self.folder / place, "rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(length))
-                for name in (name for name in names if self.files[name] == place):
-                    entry = header[name]
-                    start, stop = entry["data_offsets"]
-                    content = torch.empty(stop - start, dtype=torch.uint8)
-                    file.seek(8 + length + start)
-                    file.readinto(content.numpy().data)
-                    tensor = content.view(STORED[entry["dtype"]]).view(entry["shape"]).to(dtype)
-                    found[name] = nn.Parameter(tensor, requires_grad=False)
-        return found
-
-
-def skeleton(name: str, files: Tensors, dtype: torch.dtype) -> LanguageModel:
+def skeleton(name: str, files: ModelFolder, dtype: torch.dtype) -> LanguageModel:
     """The model with its embedding and norms, but blocks and head without memory (`meta`).
 
     Raises:
-        UsageError: no causal language model, quantised, or a tensor is not in the files under the model's own name.
+        UsageError: a tensor is not in the files under the model's own name.
     """
-    config = AutoConfig.from_pretrained(files.folder)
-    _refuse(name, config)
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(files.config, dtype=dtype)
     model.eval().requires_grad_(False)
     model.config.dtype = dtype
-    blocks = find_blocks(model)
-    inside = {name for block in blocks for name in tensor_names(block)}
+    inside = {name for block in find_blocks(model) for name in tensor_names(block)}
     base = {n for n, _ in model.named_parameters() if n.startswith(model.base_model_prefix + ".")}
-    missing = sorted(base - set(files.files))
+    missing = sorted(base - set(files.tensors))
     if missing:
         raise UsageError(
             f"the files of '{name}' name their tensors in another way than the model (no '{missing[0]}'): "
             "load it with `load_model` and write it with `save_pretrained` once, then stream that folder"
         )
     assign(model, files.read(sorted(base - inside), dtype))
-    tokenizer = AutoTokenizer.from_pretrained(files.folder)
-    return LanguageModel(model, tokenizer, name, folder_fingerprint(files.folder), files.folder)
+    folder = files.folder
+    return LanguageModel(model, load_tokenizer(folder, name), name, folder_fingerprint(folder), folder)
 
 
 def tensor_names(block: Block) -> list[str]:
@@ -166,7 +125,7 @@ def assign(root: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
 class Stream(Checkpoint):
     """A checkpoint whose blocks are at the same time the files of the pruned model, and live only for their turn."""
 
-    def __init__(self, files: Tensors, folder: Path, blocks: Sequence[Block], dtype: torch.dtype) -> None:
+    def __init__(self, files: ModelFolder, folder: Path, blocks: Sequence[Block], dtype: torch.dtype) -> None:
         super().__init__(folder)
         self.files, self.blocks, self.dtype = files, blocks, dtype
 
@@ -192,13 +151,13 @@ class Stream(Checkpoint):
         found = super().load(block)
         if found is None:
             return None
-        with safe_open(self._shard(block.index), "pt") as file:
-            return {n: file.get_tensor(f"{block.name}.{n}.weight") for n in block.linears}, *found[1:]
+        tensors, _ = read_tensors(self._shard(block.index), "finished block")
+        return self._whole(block, {n: tensors.get(f"{block.name}.{n}.weight") for n in block.linears}), *found[1:]
 
     def complete(self) -> None:
         """Writes what lies outside the blocks, and the index."""
         places = {name: self._shard(block.index) for block in self.blocks for name in tensor_names(block)}
-        outside, last = [name for name in self.files.files if name not in places], self._shard(len(self.blocks))
+        outside, last = [name for name in self.files.tensors if name not in places], self._shard(len(self.blocks))
         self._write(last, {n: p.data for n, p in self.files.read(outside, self.dtype).items()}, {"format": "pt"})
         places |= dict.fromkeys(outside, last)
         size = sum(path.stat().st_size for path in set(places.values()))
