@@ -15,19 +15,17 @@ from hypothesis import strategies as st
 
 from igsp.errors import NumericalError, UnknownName, UsageError
 from igsp.pruning import kernels
+from igsp.pruning.hessian import factor_of_inverse
 from igsp.pruning.kernels import add_gram, mirror
+from igsp.pruning.selection import BLOCK, smallest, smallest_of_rows
 from igsp.pruning.solvers import (
-    BLOCK,
     InputStatistics,
     Pattern,
     check_sparsity,
     exact_count,
-    factor_of_inverse,
     inverse_factor,
     magnitude,
     parse_pattern,
-    smallest,
-    smallest_of_rows,
     solver,
     sparsegpt,
     wanda,
@@ -77,7 +75,7 @@ def oracle(weight, gram, sparsity, pattern=None, parts=None, damping=0.01, refer
                 mask[top : top + part, p:stop] = chosen.reshape(stop - p, part).T
                 top += part
         if pattern is not None and p % pattern[1] == 0:
-            score = W[:, p : p + pattern[1]] ** 2 / cost[p : p + pattern[1]]
+            score = np.where(dead[p : p + pattern[1]], 0, W[:, p : p + pattern[1]] ** 2 / cost[p : p + pattern[1]])
             order = np.argsort(score, axis=1, kind="stable")[:, : pattern[1] - pattern[0]]
             np.put_along_axis(mask[:, p : p + pattern[1]], order, True, axis=1)
         error = np.where(mask[:, p], W[:, p], 0) / cost[p]

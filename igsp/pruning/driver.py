@@ -103,7 +103,7 @@ def prune(
 
     Args:
         calibration: windows to take input statistics from; not needed for `magnitude` or with `statistics`.
-        method: `sparsegpt`, `wanda` or `magnitude`.
+        method: a name of `METHODS`: `sparsegpt`, `wanda`, `magnitude`, `ria`, `admm`, `sparseswaps`, ...
         sparsity: share of each Linear's weights to prune, in [0, 1).
         pattern: None (unstructured) or `"N:M"`: N of every M consecutive weights of a row stay. It implies the
             sparsity 1 - N/M: the default sparsity then gives way, any other value that differs is refused.
@@ -451,7 +451,7 @@ def _solve(block: Block, group: Sequence[str], found: InputStatistics, settings:
             W, found, settings.sparsity, settings.pattern, parts=parts, damping=settings.damping,
             reference=settings.reference,
         )
-        damping = found.factor(settings.damping, settings.reference).damping if settings.needs == "gram" else None
+        damping = pruned.damping
     except NumericalError as error:
         raise NumericalError(f"{', '.join(names)}: {error}") from error
     relative = [max(0.0, float(lost.sum())) / max(float(whole.sum()), 1e-30)
