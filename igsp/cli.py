@@ -74,7 +74,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--n": {"type": _positive, "help": "windows (default 128; all of a set that is read)"},
     "--seqlen": {"type": _positive, "help": "tokens per window (default 2048, or what the model takes)"},
     "--draw": {"type": int, "default": 0, "help": "which independent draw; the seed of a protocol"},
-    "--method": {"default": "sparsegpt", "help": "sparsegpt, wanda, ria, admm, sparseswaps, sparseswaps-refit or magnitude (default %(default)s)"},
+    "--method": {"default": "sparsegpt", "help": "sparsegpt, wanda or magnitude (default %(default)s)"},
     "--sparsity": {"type": float, "default": 0.6, "help": "share of zeros, in [0, 1) (default %(default)s)"},
     "--pattern": {"help": "N:M such as 2:4, instead of an unstructured mask"},
     "--order": {"default": "block", "help": "block, true-sequential or dense (default %(default)s)"},
