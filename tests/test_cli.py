@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 import torch
-from igsp_book.reference import commands
+import typer
 from tiny import tiny_model
 from transformers import AutoModelForCausalLM, BertConfig, BertModel
 
 from igsp import cli
-from igsp.completion import script
+from igsp.cli.common import Model
 from igsp.pruning import cost as plan
 from igsp.pruning.report import load_masks
 from igsp.text.windows import CalibrationSet
@@ -106,7 +108,7 @@ def test_documents_of_ones_own_are_a_source(run, model, tmp_path, monkeypatch):
      ["advise", "--keep", "code=2,math=1", "--sources", "stdlib,pydoc_topics"]],
 )
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(run, model, tmp_path, monkeypatch, command):
-    monkeypatch.setattr(cli, "_load", None)
+    monkeypatch.setattr(Model, "load", None)
     before = sorted(tmp_path.rglob("*"))
     code, out, _ = run(*command, "--model", model, *TEXT, "--out", tmp_path / "out", "--dry-run", "--json")
     steps = json.loads(out)
@@ -119,7 +121,7 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(run, model, tmp_path, 
 
 
 def test_a_dry_run_of_what_only_reads_counts_its_tokens(run, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "_load", None)
+    monkeypatch.setattr(Model, "load", None)
     (tmp_path / "one.yaml").write_text("tasks: [{task: text_math, dimension: math, metric: bits_per_byte, limit: 2}]\n")
     code, out, _ = run("evaluate", "--model", model, "--suite", tmp_path / "one.yaml", "--dry-run", "--json")
     steps = json.loads(out)
@@ -198,14 +200,14 @@ def test_what_is_no_prunable_model_is_refused(run, model, tmp_path, kind, match,
     ],
 )
 def test_bad_input_is_named_and_refused(run, model, tmp_path, monkeypatch, arguments, match):
-    monkeypatch.setattr(cli, "_load", lambda options: tiny_model() if options.command is cli._calibrate else 1 / 0)
+    monkeypatch.setattr(Model, "load", lambda self: tiny_model() if arguments[0] == "calibrate" else 1 / 0)
     code, _, err = run(*arguments, "--model", model, "--out", tmp_path / "out")
     assert code == 2 and match in err, err
     assert not list(tmp_path.iterdir())
 
 
 def test_an_existing_output_is_refused(run, model, tmp_path):
-    (tmp_path / "kept").write_text("mine")
+    (tmp_path / "kept").write_text("mine", encoding="utf8")
     for command in (["prune", "--source", "stdlib"], ["calibrate", "--source", "stdlib"], ["advise", "--keep", "code"]):
         code, _, err = run(*command, "--model", model, "--out", tmp_path)
         assert code == 2 and "exists" in err
@@ -214,7 +216,7 @@ def test_an_existing_output_is_refused(run, model, tmp_path):
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
 def test_too_little_memory_or_disk_is_said_before_starting(run, model, tmp_path, monkeypatch, dry):
-    monkeypatch.setattr(cli, "_load", None)
+    monkeypatch.setattr(Model, "load", None)
     command = ["prune", "--model", model, "--source", "stdlib", "--device", "cpu", "--out", tmp_path / "out", *dry]
     with monkeypatch.context() as patch:
         patch.setattr(plan, "_free_memory", lambda: 1000)
@@ -242,53 +244,148 @@ def test_a_failing_disk_is_a_failure_and_not_a_traceback(run, model, tmp_path, m
     assert code == 1 and "No space left" in err
 
 
-LEAVES = [name.split() for name, _ in commands(cli._parser())]
+LEAVES = dict(cli.leaves())
 
 
-@pytest.mark.parametrize("path", LEAVES, ids=" ".join)
-def test_every_command_explains_itself_and_names_the_nearest(path, capsys):
-    def refused(*arguments):
-        with pytest.raises(SystemExit) as end:
-            cli.main(arguments)
-        return end.value.code, capsys.readouterr()
-
-    name = path[1:]
-    code, said = refused(*name, "--help")
-    examples = said.out.split("examples:\n", 1)[1].splitlines()
-    assert code == 0 and all(f"igsp {' '.join(name)}" in line or "igsp prune" in line for line in examples if line)
-    for line in examples:  # each example is a command that the parser takes
+@pytest.mark.parametrize("path", LEAVES)
+def test_every_command_explains_itself_and_names_the_nearest(run, path):
+    name = path.split()[1:]
+    code, said, _ = run(*name, "--help")
+    examples = said.split("examples:\n", 1)[1].splitlines()
+    assert code == 0 and all(path in line or "igsp prune" in line for line in examples if line)
+    for line in filter(str.strip, examples):  # each example is a command that the parser takes
         words = shlex.split(line.replace('eval "$(', "").replace(')"', "").partition("|")[0])
-        if words:
-            cli._parser().parse_args(words[words.index("igsp") + 1:])
-    assert "--quiet" in said.out and "-h, --help" in said.out
-    code, said = refused(*name[:-1], name[-1][:-1] + "q")
-    assert code == 2 and f"did you mean {name[-1]}" in said.err
-    code, said = refused(*name, "--quieet")
-    assert code == 2 and "unknown option '--quieet': did you mean --quiet" in said.err
+        words = cli._pairs_joined(words[words.index("igsp") + 1:])
+        group = typer.main.get_command(cli.application())
+        while words and words[0] in getattr(group, "commands", ()):
+            group = group.commands[words.pop(0)]
+        group.make_context("igsp", words)
+    assert "--quiet" in said and "-h, --help" in said
+    code, _, said = run(*name[:-1], name[-1][:-1] + "q")
+    assert code == 2 and f"Did you mean '{name[-1]}'" in said
+    code, _, said = run(*name, "--quieet")
+    assert code == 2 and "No such option: --quieet" in said and "--quiet" in said.partition("Possible options")[2]
+
+
+def test_help_comes_at_once():
+    """What `igsp --help` imports, since a time depends on the machine."""
+    line = ("import sys; from igsp.cli import main; main(['--help']); "
+            "sys.exit(len({'torch', 'sphinx', 'pandas'} & set(sys.modules)))")
+    assert subprocess.run([sys.executable, "-c", line], capture_output=True).returncode == 0
+
+
+def test_the_commands_of_the_book_say_what_they_need(run, monkeypatch):
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    code, _, err = run("course", "list")
+    assert code == 2 and "igsp_book is not installed" in err
+    code, out, _ = run("--help")
+    assert code == 0 and "notebooks" in out
 
 
 @pytest.mark.parametrize("arguments", [["--n", "0"], ["--seqlen", "-3"], ["--n", "many"]])
-def test_a_count_that_is_none_is_refused(arguments, capsys):
-    with pytest.raises(SystemExit) as end:
-        cli.main(["prune", "--out", "x", *arguments])
-    assert end.value.code == 2 and "a whole number of at least 1" in capsys.readouterr().err
+def test_a_count_that_is_none_is_refused(run, arguments):
+    code, _, err = run("prune", "--out", "x", *arguments)
+    assert code == 2 and f"Invalid value for '{arguments[0]}'" in err
+
+
+@pytest.mark.parametrize("command", [["prune", "--source", "stdlib"], ["advise", "--keep", "code"]])
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [(["--sparsity", "nan"], "sparsity nan is outside"), (["--sparsity", "-0.1"], "outside [0, 1)"),
+     (["--sparsity", "2"], "outside [0, 1)"), (["--pattern", "٢:٤"], "no N:M pattern"),
+     (["--pattern", "²:4"], "no N:M pattern"), (["--method", "wand"], "did you mean wanda")],
+)
+def test_pruning_options_are_refused_before_a_model_is_loaded(run, model, tmp_path, monkeypatch, command, arguments,
+                                                               match):
+    monkeypatch.setattr(Model, "load", None)
+    for dry in ([], ["--dry-run"]):
+        code, _, err = run(*command, *arguments, "--model", model, "--out", tmp_path / "out", *dry)
+        assert code == 2 and match in err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [(["calibrate", "--source", "stdlib", "--format", "jsn"], "unknown format 'jsn'"),
+     (["calibrate", "--source", "stdlib", "--avoid", "quik"], "unknown suite 'quik'"),
+     (["prune", "--source", "stdlib", "--avoid", "quik"], "unknown suite 'quik'"),
+     (["calibrate"], "say which text"),
+     (["calibrate", "--source", "stdlib", "--mix", "uniform"], "exclude each other"),
+     (["prune", "--source", "stdlib", "--protocol", "igsp"], "exclude each other")],
+)
+def test_what_a_text_is_made_of_is_checked_first(run, model, tmp_path, monkeypatch, arguments, match):
+    monkeypatch.setattr(Model, "load", None)
+    for dry in ([], ["--dry-run"]):
+        code, _, err = run(*arguments, "--model", model, "--out", tmp_path / "out", *dry)
+        assert code == 2 and match in err, err
+
+
+@pytest.mark.parametrize("command", [["prune", "--source", "stdlib"], ["calibrate", "--source", "stdlib"],
+                                     ["advise", "--keep", "code"], ["evaluate"]], ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    ("out", "match"),
+    [("file/out", "Not a directory"), ("file/under/out", "Not a directory"), ("dangling", "a link to nothing"),
+     ("x" * 256, "File name too long"), ("x" * 250, "File name too long"), ("dangling/out", "a link to nothing"),
+     ("loop/out", "symbolic links"), ("closed/out", "no permission"), ("full", "exists")],
+)
+def test_an_output_that_cannot_be_written_is_refused_first(run, model, tmp_path, monkeypatch, command, out, match):
+    monkeypatch.setattr(Model, "load", None)
+    (tmp_path / "file").write_text("mine", encoding="utf8")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "full" / "inner").mkdir(parents=True)
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, how: "closed" not in str(path) and allowed(path, how))  # for root
+    before = sorted(tmp_path.rglob("*"))
+    for dry in ([], ["--dry-run"]):
+        code, _, err = run(*command, "--model", model, "--out", tmp_path / out, *dry)
+        assert code == 2 and match in err and len(err.splitlines()) == 1, err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("value", ["nan", "-1", "inf"])
+def test_a_tolerance_is_a_number_of_at_least_0(run, tmp_path, value):
+    for option in ("--tolerance", "--relative"):
+        code, _, err = run("diff", tmp_path, tmp_path, option, value)
+        assert code == 2 and f"{option} must be a number of at least 0" in err
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), RecursionError(), "é".encode("latin1")])
+def test_the_unexpected_is_one_line(run, monkeypatch, error):
+    def fail(name):
+        raise error if isinstance(error, Exception) else UnicodeDecodeError("utf8", error, 0, 1, "invalid")
+
+    monkeypatch.setattr("igsp.study.records.Store", fail)
+    code, _, err = run("diff", "a", "b")
+    assert code == 1 and err.startswith("igsp: ") and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("stop", ["SIGTERM", "SIGINT"])
+def test_a_stop_is_one_line(stop):
+    line = (f"import os, signal, sys; from igsp import cli; import igsp.text.catalogue as c; "
+            f"c.catalogue = lambda: os.kill(os.getpid(), signal.{stop}); sys.exit(cli.main(['sources']))")
+    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("igsp: stopped") and len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash")
 @pytest.mark.parametrize(
     ("words", "expected"),
     [("igsp pru", "prune"), ("igsp prune --spa", "--sparsity"), ("igsp study r", "run"),
-     ("igsp advise --kee", "--keep")],
+     ("igsp advise --kee", "--keep"), ("igsp course st", "start")],
 )
-def test_bash_completes_commands_and_options(words, expected):
-    line = (f"{script('bash', cli._parser())}\nCOMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _igsp; "
-            'echo "${COMPREPLY[@]}"')
-    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+def test_bash_completes_commands_and_options(run, tmp_path, words, expected):
+    (tmp_path / "igsp").write_text(f'#!/bin/sh\nexec {sys.executable} -m igsp.cli "$@"\n', encoding="utf8")
+    (tmp_path / "igsp").chmod(0o755)
+    line = (f"{run('completion', 'bash')[1]}\nCOMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); "
+            '_igsp_completion igsp; echo "${COMPREPLY[@]}"')
+    path = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=path)
     assert done.returncode == 0 and done.stdout.split() == [expected], done.stderr
 
 
 def test_completion_for_other_shells(run):
     for shell in ("zsh", "fish"):
         code, out, _ = run("completion", shell)
-        assert code == 0 and "advise" in out and "sparsity" in out
+        assert code == 0 and "_IGSP_COMPLETE" in out
     assert run("completion", "cmd")[0] == 2

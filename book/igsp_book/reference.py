@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
-import textwrap
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any, ClassVar
 
 from docutils import nodes
@@ -89,25 +86,18 @@ class CliReference(BookDirective):
     """Each command of the `igsp` program with its options, as the program prints them."""
 
     def build(self) -> list[nodes.Node]:
-        from igsp import cli
+        import typer
+
+        from igsp.cli import HELP_OPTIONS, leaves
 
         result: list[nodes.Node] = []
-        for name, parser in commands(cli._parser()):
-            anchor = name.replace(" ", "-")
-            section = nodes.section("", nodes.title("", "", code(name)), ids=[f"command-{anchor}"])
-            parser.formatter_class = partial(argparse.RawDescriptionHelpFormatter, width=HELP_WIDTH)  # type: ignore[assignment]
-            parser.description = textwrap.fill(parser.description or "", HELP_WIDTH - 2)
-            section += nodes.literal_block("", parser.format_help().rstrip(), language="none")
+        for name, command in leaves():
+            section = nodes.section("", nodes.title("", "", code(name)), ids=[f"command-{name.replace(' ', '-')}"])
+            context = typer.Context(command, info_name=name, terminal_width=HELP_WIDTH, help_option_names=HELP_OPTIONS)
+            said = command.get_help(context)
+            section += nodes.literal_block("", said.rstrip(), language="none")
             result.append(section)
         return result
-
-
-def commands(parser: argparse.ArgumentParser) -> list[tuple[str, argparse.ArgumentParser]]:
-    """The leaf commands of an argument parser in their order, by full name."""
-    groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    if not groups:
-        return [(parser.prog, parser)]
-    return [leaf for group in groups for child in group.choices.values() for leaf in commands(child)]
 
 
 class Explorer(BookDirective):

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from igsp.assets import output_path
 from igsp.checkpoints import read_tensors
 from igsp.errors import CheckpointError, UsageError
 from igsp.models import LanguageModel
@@ -202,10 +203,8 @@ def save(
 
 
 def new_folder(folder: str | Path) -> Path:
-    """The folder as a path whose parent exists; raises `UsageError` if it is there already and not empty."""
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"'{folder}' exists and is not empty: give a new folder")
+    """The folder as a path whose parent exists; raises `UsageError` as `assets.output_path`."""
+    folder = output_path(folder, empty_folder=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     return folder
 

