@@ -83,7 +83,8 @@ class Model:
 
     def tokenizer(self) -> Any:
         """Its tokenizer, without its weights."""
-        from igsp.models import load_tokenizer, resolve_folder
+        from igsp.checkpoints import load_tokenizer
+        from igsp.models import resolve_folder
 
         return load_tokenizer(resolve_folder(self.model), self.model)
 
@@ -92,7 +93,8 @@ class Model:
 class Pruning:
     """How to prune; refused here if no solver takes it."""
 
-    method: Annotated[str, Option(help="sparsegpt, wanda or magnitude")] = "sparsegpt"
+    method: Annotated[str, Option(
+        help="sparsegpt, wanda, ria, magnitude, admm, sparseswaps or sparseswaps-refit")] = "sparsegpt"
     sparsity: Annotated[float, Option(help="share of zeros, in [0, 1)")] = 0.6
     pattern: Annotated[str | None, Option(help="N:M such as 2:4, instead of an unstructured mask")] = None
 

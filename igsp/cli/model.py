@@ -49,11 +49,12 @@ def prune(
     from igsp.provenance import duration, gigabytes
     from igsp.pruning.cost import SLOWDOWN, plan
     from igsp.pruning.driver import prune, save
+    from igsp.pruning.solvers import NEEDS
     from igsp.pruning.streaming import prune_folder
 
     output_path(out)
     reads = text.reads()
-    if not reads and pruning.method != "magnitude":
+    if not reads and NEEDS[pruning.method] != "nothing":
         raise UsageError(f"method '{pruning.method}' needs calibration text: say --mix uniform, or --calibration")
     if stream and text.protocol:
         raise UsageError("--stream keeps no model that could write: run `igsp calibrate --protocol` first")
