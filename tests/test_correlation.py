@@ -1,5 +1,6 @@
 """Rank correlation: against scipy, by enumeration, and at its edges."""
 
+import math
 from itertools import permutations
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from igsp.errors import UsageError
+from igsp.scoring import correlation
 from igsp.scoring.correlation import holm, spearman, spearman_table
 
 
@@ -21,19 +23,33 @@ def test_rho_is_scipys_with_ties():
             assert spearman(x, y, resamples=99).rho == pytest.approx(stats.spearmanr(x, y).statistic)
 
 
-def test_small_n_gives_the_exact_permutation_p():
-    x, y = np.array([1.0, 2, 3, 4, 5]), np.array([2.0, 1, 4, 3, 5])
+@pytest.mark.parametrize("x, y", [([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]), ([1, 2, 2, 4, 5, 6], [3, 3, 1, 2, 6, 5])])
+def test_small_n_gives_the_exact_permutation_p_with_and_without_ties(x, y):
     observed = abs(stats.spearmanr(x, y).statistic)
     every = [abs(stats.spearmanr(x, p).statistic) for p in permutations(y)]
-    exact = np.mean(np.array(every) >= observed - 1e-12)
-    assert spearman(x, y).p == pytest.approx(exact)
+    assert spearman(x, y).p == pytest.approx(np.mean(np.array(every) >= observed - 1e-12))
 
 
-def test_p_agrees_with_the_t_approximation_at_15_points():
-    rng = np.random.default_rng(3)
+def test_p_at_15_points_is_exact_and_no_seed_moves_it():
+    """The printed tables (Zar 1972) give 0.521 as the two-sided 5 % limit at n = 15."""
     x = np.arange(15.0)
-    y = x + rng.normal(scale=6, size=15)
-    assert spearman(x, y).p == pytest.approx(stats.spearmanr(x, y).pvalue, abs=0.01)
+    sums, counts, _ = correlation._null(tuple(range(2, 32, 2)), tuple(range(2, 32, 2)))
+    assert counts.sum() == math.factorial(15)
+    rho = (sums / 4 - 15 * 16**2 / 4) / ((15**3 - 15) / 12)
+    limits = [r for r in rho[rho > 0.4] if counts[np.abs(rho) >= r - 1e-12].sum() <= 0.05 * counts.sum()]
+    assert min(limits) == pytest.approx(0.521, abs=5e-4)
+    y = np.random.default_rng(3).permutation(15)
+    found = [spearman(x, y, seed=seed, resamples=99).p for seed in range(3)]
+    assert len(set(found)) == 1
+    assert found[0] == pytest.approx(stats.spearmanr(x, y).pvalue, abs=0.01)
+    assert spearman(x, x).p == pytest.approx(2 / math.factorial(15)), "this order and its reverse"
+
+
+def test_p_of_more_points_counts_the_observed_pairing_and_no_seed_moves_it():
+    x, y = np.arange(25.0), np.random.default_rng(1).permutation(25)
+    found = {spearman(x, y, seed=seed, resamples=99).p for seed in range(3)}
+    assert len(found) == 1 and found.pop() == pytest.approx(stats.spearmanr(x, y).pvalue, abs=0.005)
+    assert spearman(x, -x).p == pytest.approx(1 / (correlation.PAIRINGS + 1))
 
 
 def test_interval_covers_the_true_value_about_as_often_as_it_says():

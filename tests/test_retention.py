@@ -1,11 +1,12 @@
 """Retention: its formulas, its intervals, and that differences are paired."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from igsp.errors import UsageError
 from igsp.scoring.evaluation import Scores, TaskScore
-from igsp.scoring.retention import difference, retention
+from igsp.scoring.retention import Luck, difference, interval, paired_luck, pooled_luck, retention
 
 
 def bpb(dimension, bits, size=100.0):
@@ -95,3 +96,42 @@ def test_bad_input():
         retention(DENSE, DENSE, "speed")
     with pytest.raises(UsageError, match="as many draws"):
         difference([DENSE, DENSE], [DENSE], DENSE)
+
+
+def test_interval_of_three_draws_covers_the_true_difference():
+    """Simulated: 3 draws of 20 strategies with a known spread; their pooled spread, or the three draws alone, cover."""
+    rng = np.random.default_rng(0)
+    pooled, alone, percentile = [], [], []
+    for _ in range(2000):
+        made = pd.DataFrame({"total": rng.normal(0, 0.33, 60)}, index=pd.MultiIndex.from_product([range(20), range(3)]))
+        gaps = made.total[0].to_numpy() - made.total[1].to_numpy()  # truth: 0
+        value, items = gaps.mean() + rng.normal(0, 0.13), 0.13
+        luck = pooled_luck(made)["total"]
+        one = interval(value, items, 3, luck.plus(luck))
+        own = interval(value, items, 3, Luck(gaps.std(ddof=1), 2))
+        pooled.append(one.low <= 0 <= one.high)
+        alone.append(own.low <= 0 <= own.high)
+        picks = rng.choice(gaps, (200, 3)).mean(1) + value - gaps.mean()
+        percentile.append(np.percentile(picks, 2.5) <= 0 <= np.percentile(picks, 97.5))
+    assert np.mean(pooled) > 0.93 and np.mean(alone) > 0.92
+    assert np.mean(percentile) < 0.8, "what a bootstrap over three draws would cover"
+
+
+def test_choices_from_one_pool_have_the_narrower_paired_spread():
+    rng = np.random.default_rng(0)
+    shared = rng.normal(0, 2, 400)  # the luck of the pool, by draw
+    rows = {(name, d): {"total": shared[d] + rng.normal(0, 0.5)} for name in "abc" for d in range(400)}
+    table = pd.DataFrame(rows).T
+    assert paired_luck(table)["total"].sd == pytest.approx(2**0.5 * 0.5, rel=0.05)
+    assert pooled_luck(table)["total"].sd == pytest.approx((4 + 0.25) ** 0.5, rel=0.06)
+    assert paired_luck(table.loc[["a"]]) == {}, "one strategy has no difference"
+    assert pooled_luck(table.xs(0, level=1, drop_level=False)) == {}, "one draw has no spread"
+
+
+def test_knowledge_and_excess_by_hand():
+    pruned, floor = scores(bpb("general", [160.0, 240.0])), scores(bpb("general", [300.0, 300.0]))
+    kept = retention(pruned, DENSE, "knowledge", floor=floor).total
+    assert kept.value == pytest.approx(100 * (600 - 400) / (600 - 200))
+    assert retention(pruned, DENSE, "excess").total.value == pytest.approx((400 - 200) / 200)
+    with pytest.raises(UsageError, match="floor"):
+        retention(pruned, DENSE, "knowledge")

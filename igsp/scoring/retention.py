@@ -1,9 +1,9 @@
 """Retention: what share of the dense model's score a pruned model keeps, per capability dimension.
 
-Two measures, never mixed: `likelihood` (from bits per byte on held-out text) and `accuracy` (from
-multiple-choice tasks). Intervals come from resampling the evaluation items and, where there are several,
-the draws of the calibration set. The dense and every pruned model are scored on the same items and
-resampled with the same indices, so that differences are paired.
+Measures, never mixed: `likelihood` (from bits per byte on held-out text) and `accuracy` (from multiple-choice tasks);
+beside likelihood `knowledge`, the share kept of what the dense model saves over a unigram model, and `excess`, the bits
+per byte lost. Intervals add two variances: that of the items, by resampling them with the same indices for every model
+so that differences are paired, and that of the draws of the calibration set, by a t quantile.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
+from scipy import stats
 
 from igsp.errors import UsageError
-from igsp.scoring.evaluation import Scores, TaskScore
+from igsp.scoring.evaluation import BITS_PER_BYTE, Scores, TaskScore
 
-MEASURES = {"likelihood": ("bits_per_byte",), "accuracy": ("acc", "acc_norm", "exact_match", "pass@1")}
+MEASURES = {"likelihood": (BITS_PER_BYTE,), "accuracy": ("acc", "acc_norm", "exact_match", "pass@1")}
+BESIDE = {"knowledge": (BITS_PER_BYTE,), "excess": (BITS_PER_BYTE,)}  # shown beside likelihood, never a study's own
 RESAMPLES = 1000
 
 
@@ -57,43 +60,56 @@ class Retention:
         return {**self.dimensions, "total": self.total}
 
 
+@dataclass(frozen=True)
+class Luck:
+    """Standard deviation between draws of one strategy, in points, and the degrees of freedom it was estimated with."""
+
+    sd: float
+    df: float
+
+    def plus(self, other: Luck) -> Luck:
+        """Of the difference of two strategies that share nothing (degrees of freedom by Welch and Satterthwaite)."""
+        variance = self.sd**2 + other.sd**2
+        weight = self.sd**4 / self.df + other.sd**4 / other.df
+        return Luck(variance**0.5, variance**2 / weight if weight else self.df + other.df)
+
+
 def retention(
-    scores: Scores | Sequence[Scores], dense: Scores, measure: str = "likelihood", *, seed: int = 0
+    scores: Scores | Sequence[Scores], dense: Scores, measure: str = "likelihood", *,
+    floor: Scores | None = None, luck: Mapping[str, Luck] | None = None, seed: int = 0,
 ) -> Retention:
     """Retention of a pruned model (or of several draws of it) against its dense self.
 
-    A task keeps `100 * pruned / dense` of an accuracy and `100 * dense / pruned` of its bits per byte
-    (likelihood retention is our definition: at small scale accuracy has no resolution). A dimension is the
-    mean over its tasks, the total the plain mean of the dimensions. Percentile bootstrap over draws and items.
+    A task keeps `100 * pruned / dense` of an accuracy and `100 * dense / pruned` of its bits per byte (likelihood
+    retention is our definition: at small scale accuracy has no resolution). Of `knowledge` it keeps
+    `100 * (floor - pruned) / (floor - dense)` bits per byte; `excess` is `pruned - dense`. A dimension is the mean over
+    its tasks, the total the plain mean of the dimensions.
+
+    Args:
+        floor: scores of a model that knows word frequencies alone, on the same items; `knowledge` needs them.
+        luck: spread between draws by dimension, `total` and `minimum`, pooled over strategies; default: of these draws
+            alone, which for three gives wide intervals. One draw without it: the interval holds the items alone.
 
     Raises:
         UsageError: unknown measure, no task of that measure, or scores of different items.
     """
     draws = [scores] if isinstance(scores, Scores) else list(scores)
-    values = _over_draws([_resampled(s, dense, measure, seed) for s in draws], seed)
-    stacked = np.stack(list(values.values()))  # [dimensions, 1 + RESAMPLES]
-    return Retention(
-        measure,
-        {name: _estimate(v) for name, v in values.items()},
-        _estimate(stacked.mean(0)),
-        _estimate(stacked.min(0)),
-        _chance_corrected(draws, dense) if measure == "accuracy" else {},
-        len(draws),
-    )
+    each = [_resampled(s, dense, measure, floor, seed) for s in draws]
+    found = _estimates([{**v, **_summary(v)} for v in each], luck)
+    total, minimum = found.pop("total"), found.pop("minimum")
+    corrected = _chance_corrected(draws, dense) if measure == "accuracy" else {}
+    return Retention(measure, found, total, minimum, corrected, len(draws))
 
 
 def difference(
-    a: Scores | Sequence[Scores],
-    b: Scores | Sequence[Scores],
-    dense: Scores,
-    measure: str = "likelihood",
-    *,
-    weights: Mapping[str, float] | None = None,
-    seed: int = 0,
+    a: Scores | Sequence[Scores], b: Scores | Sequence[Scores], dense: Scores, measure: str = "likelihood", *,
+    weights: Mapping[str, float] | None = None, floor: Scores | None = None,
+    luck: Mapping[str, Luck] | None = None, seed: int = 0,
 ) -> dict[str, Estimate]:
     """Retention of `a` minus retention of `b` in points, per dimension and `total`, paired over draws and items.
 
     `total` is the mean over the dimensions, weighted by `weights` where they are given (0 for a dimension left out).
+    `luck` is that of one such difference; default: of these differences alone.
     """
     left = [a] if isinstance(a, Scores) else list(a)
     right = [b] if isinstance(b, Scores) else list(b)
@@ -101,30 +117,76 @@ def difference(
         raise UsageError(f"a paired difference needs as many draws on both sides, got {len(left)} and {len(right)}")
     gaps = []
     for one, other in zip(left, right, strict=True):
-        x, y = _resampled(one, dense, measure, seed), _resampled(other, dense, measure, seed)
-        gaps.append({name: x[name] - y[name] for name in x})
-    values = _over_draws(gaps, seed)
-    share = None if weights is None else [weights.get(name, 0.0) for name in values]
-    return {name: _estimate(v) for name, v in values.items()} | {
-        "total": _estimate(np.average(list(values.values()), axis=0, weights=share))
-    }
+        x, y = (_resampled(s, dense, measure, floor, seed) for s in (one, other))
+        gap = {name: x[name] - y[name] for name in x}
+        share = None if weights is None else [weights.get(name, 0.0) for name in gap]
+        gaps.append({**gap, "total": np.average(list(gap.values()), axis=0, weights=share)})
+    return _estimates(gaps, luck)
 
 
-def _over_draws(draws: Sequence[Mapping[str, np.ndarray]], seed: int) -> dict[str, np.ndarray]:
-    """Mean over draws `[1 + RESAMPLES]`: plain in the first entry, over resampled draws in the others."""
-    rng = np.random.default_rng([seed, len(draws)])
-    picks = rng.integers(0, len(draws), (RESAMPLES, len(draws)))
-    columns = np.arange(1, RESAMPLES + 1)[:, None]
-    pooled = {}
+def interval(value: float, items: float, draws: int, luck: Luck | None, level: float = 0.95) -> Estimate:
+    """The mean over `draws` with its interval at `level`, by a t quantile with Satterthwaite's degrees of freedom.
+
+    Args:
+        items: standard error that the choice of items gives the mean.
+        luck: spread of one draw; None leaves the draws out.
+    """
+    drawn = luck.sd**2 / draws if luck else 0.0
+    variance = drawn + items**2
+    df = luck.df * (variance / drawn) ** 2 if luck and drawn else np.inf
+    half = float(stats.t.ppf((1 + level) / 2, df)) * variance**0.5
+    return Estimate(value, value - half, value + half)
+
+
+def pooled_luck(by_draw: pd.DataFrame) -> dict[str, Luck]:
+    """Spread between draws within strategies, pooled over them (one-way analysis of variance).
+
+    Args:
+        by_draw: one row per (strategy, draw), one column per dimension.
+
+    Returns:
+        By column; none where no strategy has two draws.
+    """
+    groups = by_draw.groupby(level=0)
+    df = len(by_draw) - groups.ngroups
+    if df < 1:
+        return {}
+    squares = (by_draw - groups.transform("mean")).pow(2).sum()
+    return {str(name): Luck(float((square / df) ** 0.5), df) for name, square in squares.items()}
+
+
+def paired_luck(by_draw: pd.DataFrame) -> dict[str, Luck]:
+    """Spread, from draw to draw, of the difference of two strategies that share what is drawn (one pool of candidates).
+
+    The residual of strategy by draw in a two-way layout without replication, times the square root of 2.
+
+    Args:
+        by_draw: as in `pooled_luck`; draws that some strategy lacks are left out.
+    """
+    found = {}
+    for name, values in by_draw.items():
+        table = values.unstack().dropna(axis=1)  # [strategies, draws]
+        df = (table.shape[0] - 1) * (table.shape[1] - 1)
+        if df > 0:
+            rest = table.sub(table.mean(axis=1), axis=0) - table.mean(axis=0) + table.to_numpy().mean()
+            found[str(name)] = Luck(float((2 * rest.pow(2).to_numpy().sum() / df) ** 0.5), df)
+    return found
+
+
+def _summary(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    stacked = np.stack(list(values.values()))  # [dimensions, 1 + RESAMPLES]
+    return {"total": stacked.mean(0), "minimum": stacked.min(0)}
+
+
+def _estimates(draws: Sequence[Mapping[str, np.ndarray]], luck: Mapping[str, Luck] | None) -> dict[str, Estimate]:
+    """Estimates by name, of draws `[1 + RESAMPLES]`: plain in the first entry, over resampled items in the others."""
+    found = {}
     for name in draws[0]:
         stacked = np.stack([d[name] for d in draws])  # [draws, 1 + RESAMPLES]
-        pooled[name] = np.concatenate([[stacked[:, 0].mean()], stacked[picks, columns].mean(1)])
-    return pooled
-
-
-def _estimate(values: np.ndarray) -> Estimate:
-    low, high = np.percentile(values[1:], [2.5, 97.5])
-    return Estimate(float(values[0]), float(low), float(high))
+        plain, mean = stacked[:, 0], stacked.mean(0)
+        own = Luck(float(plain.std(ddof=1)), len(draws) - 1) if len(draws) > 1 else None
+        found[name] = interval(float(mean[0]), float(mean[1:].std(ddof=1)), len(draws), (luck or {}).get(name, own))
+    return found
 
 
 def _chance_corrected(draws: Sequence[Scores], dense: Scores) -> dict[str, float]:
@@ -138,12 +200,13 @@ def _chance_corrected(draws: Sequence[Scores], dense: Scores) -> dict[str, float
 
 
 def _pairs(scores: Scores, dense: Scores, measure: str) -> list[tuple[TaskScore, TaskScore]]:
-    if measure not in MEASURES:
-        raise UsageError(f"unknown measure '{measure}': {' or '.join(MEASURES)}")
+    known = {**MEASURES, **BESIDE}
+    if measure not in known:
+        raise UsageError(f"unknown measure '{measure}': {' or '.join(known)}")
     by_name = {t.task: t for t in dense.tasks}
-    pairs = [(t, by_name[t.task]) for t in scores.tasks if t.metric in MEASURES[measure] and t.task in by_name]
+    pairs = [(t, by_name[t.task]) for t in scores.tasks if t.metric in known[measure] and t.task in by_name]
     if not pairs:
-        raise UsageError(f"the two scores share no task measured in {' or '.join(MEASURES[measure])}")
+        raise UsageError(f"the two scores share no task measured in {' or '.join(known[measure])}")
     for pruned, full in pairs:
         if len(pruned.items) != len(full.items):
             raise UsageError(
@@ -152,25 +215,34 @@ def _pairs(scores: Scores, dense: Scores, measure: str) -> list[tuple[TaskScore,
     return pairs
 
 
-def _resampled(scores: Scores, dense: Scores, measure: str, seed: int) -> dict[str, np.ndarray]:
+def _resampled(
+    scores: Scores, dense: Scores, measure: str, floor: Scores | None, seed: int
+) -> dict[str, np.ndarray]:
     """Per dimension `[1 + RESAMPLES]`: retention on all items, then on bootstrap samples of them.
 
     The resampled indices depend on task name, item count and seed alone: calls are paired with one another.
     """
+    if measure == "knowledge" and floor is None:
+        raise UsageError("the measure 'knowledge' needs the scores of a unigram model: give floor")
     kept: dict[str, list[np.ndarray]] = {}
     for pruned, full in _pairs(scores, dense, measure):
         n = len(pruned.items)
         rng = np.random.default_rng([seed, n, *pruned.task.encode()])
         index = np.vstack([np.arange(n), rng.integers(0, n, (RESAMPLES, n))])
-        ratio = _likelihood_ratio if measure == "likelihood" else _accuracy_ratio
-        kept.setdefault(pruned.dimension, []).append(100 * ratio(np.array(pruned.items), np.array(full.items), index))
+        items = [np.array(task.items)[index].sum(1) for task in (pruned, full)]  # [1 + RESAMPLES, 1 or 2] each
+        if floor is not None and measure == "knowledge":
+            items.append(np.array(floor[pruned.task].items)[index].sum(1))
+        kept.setdefault(pruned.dimension, []).append(_kept(measure, *items))
     return {name: np.mean(values, axis=0) for name, values in kept.items()}
 
 
-def _likelihood_ratio(pruned: np.ndarray, dense: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Bits per byte, dense over pruned; items are (bits, bytes) of the same texts, so the bytes cancel."""
-    return dense[:, 0][index].sum(1) / pruned[:, 0][index].sum(1)
-
-
-def _accuracy_ratio(pruned: np.ndarray, dense: np.ndarray, index: np.ndarray) -> np.ndarray:
-    return pruned[:, 0][index].mean(1) / np.maximum(dense[:, 0][index].mean(1), 1e-9)
+def _kept(measure: str, pruned: np.ndarray, dense: np.ndarray, floor: np.ndarray | None = None) -> np.ndarray:
+    """A measure from sums over items: of (bits, bytes) of the same texts, or of scores."""
+    p, d = pruned[:, 0], dense[:, 0]
+    if measure == "accuracy":
+        return 100 * p / np.maximum(d, 1e-9)
+    if measure == "likelihood":
+        return 100 * d / p
+    if measure == "excess" or floor is None:
+        return (p - d) / dense[:, 1]
+    return 100 * (floor[:, 0] - p) / (floor[:, 0] - d)
