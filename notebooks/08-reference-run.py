@@ -40,7 +40,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from igsp import figures
-from igsp.study.recorded import noise_floor, recorded, reference
+from igsp.study import analysis
+from igsp.study.recorded import recorded, reference
 from igsp.study.claims import side_by_side
 from igsp.study.values import Value
 from igsp.provenance import repository_root
@@ -102,7 +103,7 @@ for method, table in tables.items():
 # Do the pruning methods rank the strategies alike? The correlation is one of ranks, over all strategies that both have.
 
 # %% tags=["hide-input"]
-alike = {m: run.agreement(run, s.method, m)[columns] for m in methods if m != s.method}
+alike = {m: analysis.agreement(run, run, s.method, m)[columns] for m in methods if m != s.method}
 figures.show_table(
     pd.DataFrame(alike).rename_axis("retention").reset_index(),
     f"Spearman's ρ of the strategies' retention under {names[s.method]} with that under another method",
@@ -123,7 +124,7 @@ for method, found in alike.items():
 # *p* belongs to the F test of equal sources.
 
 # %% tags=["hide-input"]
-floors = {method: noise_floor(run.by_draw(method)) for method in methods}
+floors = {method: analysis.noise_floor(run.by_draw(method)) for method in methods}
 figures.show_table(
     pd.concat(floors, names=["method", "retention"]).reset_index(),
     "Spread of the fifteen sources against the spread of their draws",
@@ -253,7 +254,7 @@ for method in methods:
     best = tables[method].total[list(s.sources)].idxmax()
     for other in dict.fromkeys((best, s.web)):
         for mix in ("uniform", "all-sources"):
-            gap, draws = run.gap(mix, other, method)
+            gap, draws = analysis.gap(run, mix, other, method)
             pair = f"{mix} minus {other}"
             rows.append({"difference": pair, "method": method, "draws": draws, **gap})
 title = "Paired differences in points of retention, with 95 % intervals"
@@ -267,7 +268,7 @@ figures.show_table(pd.DataFrame(rows), title, digits=1)
 # %% tags=["hide-input"]
 published = {0.3: 4.6, 0.6: 18.8}
 margins = {
-    m: {100 * x: gap["total"] for x, (gap, _) in run.margins("uniform", s.web, m).items()}
+    m: {100 * x: gap["total"] for x, (gap, _) in analysis.margins(run, "uniform", s.web, m).items()}
     for m in methods
 }
 fig, axes = plt.subplots(figsize=(figures.WIDTH, 3.2))
@@ -334,8 +335,8 @@ for method in methods:
 sides = {f"{figures.title(s.model)}, {names[m]}": found for m, found in headlines.items()}
 second = reference(family) if family and recorded(family) else None
 if second and second.methods:
-    theirs = second.headline()
-    alike = run.agreement(second)[columns]
+    theirs = analysis.headline(second)
+    alike = analysis.agreement(run, second)[columns]
     other = figures.title(second.settings.model)
     sides[f"{other}, {figures.title(second.settings.method)}"] = theirs
     values |= {f"family/{key}": entry for key, entry in theirs.items()}

@@ -12,8 +12,10 @@ from toy import toy_scores
 from igsp.errors import AssetError, UsageError
 from igsp.pruning.masks import mask_sample, overlap
 from igsp.pruning.report import ModuleReport, PruneReport, pack_mask
+from igsp.scoring.retention import Luck
 from igsp.study import claims as ledger
-from igsp.study.recorded import noise_floor, reference, verify
+from igsp.study.analysis import agreement, headline, margins, noise_floor
+from igsp.study.recorded import reference, verify
 from igsp.study.records import Record, Store
 from igsp.study.study import settings
 from igsp.study.values import Value
@@ -67,9 +69,9 @@ def test_correlations_use_every_source_once(store):
 def test_margins_exist_only_where_both_strategies_do(store):
     for draw in range(3):
         put(store, "c4", draw, 1.3, sparsity=0.3)
-    margins = reference("small", store.root).margins("uniform", "c4")
-    assert list(margins) == [0.3, 0.6]
-    gap, draws = margins[0.3]
+    found = margins(reference("small", store.root), "uniform", "c4")
+    assert list(found) == [0.3, 0.6]
+    gap, draws = found[0.3]
     assert gap["total"].value == pytest.approx(100 / 1.2 - 100 / 1.3) and draws == 3
 
 
@@ -79,9 +81,9 @@ def test_a_draw_that_some_source_lacks_is_left_out_of_every_comparison(store):
             put(store, name, draw, 1.5 + 0.1 * place, method="wanda")
     run = reference("small", store.root)
     assert run.methods == ["sparsegpt", "wanda"] and run.complete_draws("wanda") == [0, 1]
-    assert run.headline("wanda")["best-single/total"]["draws"] == 2
+    assert headline(run, "wanda")["best-single/total"]["draws"] == 2
     assert {r.draw for r in run.at("wanda")} == {0, 1}
-    assert run.agreement(run, "sparsegpt", "wanda")["total"] == pytest.approx(1)
+    assert agreement(run, run, "sparsegpt", "wanda")["total"] == pytest.approx(1)
 
 
 def test_a_method_without_a_complete_draw_is_not_shown(store):
@@ -95,7 +97,7 @@ def test_one_draw_has_a_range_and_no_noise_floor(tmp_path):
                      {"scores": toy_scores(1.0).to_dict()}, {}))
     for place, name in enumerate([*settings("small").sources, "uniform"]):
         put(whole, name, 0, 1.5 + 0.1 * place)
-    found = reference("small", tmp_path).headline()
+    found = headline(reference("small", tmp_path))
     assert found["spread/total"]["value"] == pytest.approx(100 / 1.5 - 100 / 2.9) and "noise/total" not in found
     assert found["uniform-minus-web"]["draws"] == 1 and found["uniform-minus-web"]["value"] < 0
     assert found["spearman/calibration_perplexity/math"]["value"] == -1.0
@@ -134,7 +136,7 @@ def test_a_sample_of_the_cells_is_computed_again_and_compared(store, monkeypatch
     assert worst == pytest.approx(max(run.retentions(names=[c.strategy])[c.strategy].total.value for c in Again.asked)
                                   / 1001, rel=0.02)
     assert run.verified()
-    monkeypatch.setattr("igsp.study.recorded.noise_floor", lambda _: pd.DataFrame({"within": {"total": worst}}))
+    monkeypatch.setattr("igsp.study.recorded.pooled_luck", lambda _: {"total": Luck(worst, 30)})
     assert not run.verified(), "no better than another draw"
     with pytest.raises(UsageError, match="at least 1"):
         verify("small", store.root, sample=0)

@@ -13,7 +13,8 @@ from toy import toy_scores
 
 from igsp.provenance import repository_root
 from igsp.scoring.retention import Estimate
-from igsp.study.recorded import reference, verdict
+from igsp.study.analysis import verdict
+from igsp.study.recorded import reference
 from igsp.study.records import Record, Store
 from igsp.study.study import Cell, Study, cells, settings, strategies
 from igsp.text.catalogue import DIMENSIONS, Document

@@ -124,6 +124,33 @@ def difference(
     return _estimates(gaps, luck)
 
 
+def spread(
+    sets: Mapping[str, Sequence[Scores]], dense: Scores, measure: str = "likelihood", *,
+    floor: Scores | None = None, luck: Mapping[str, Luck] | None = None, seed: int = 0,
+) -> dict[str, Estimate]:
+    """Range over strategies of their mean retention, in points, per dimension and `total`.
+
+    The basic bootstrap interval: items are resampled for all strategies alike, and each mean is moved by what the
+    draws do to it (`luck` of one draw, by dimension). Noise widens a range, which the basic interval turns back.
+    """
+    each = []
+    for draws in sets.values():
+        kept = [_resampled(s, dense, measure, floor, seed) for s in draws]
+        mean = {name: np.mean([k[name] for k in kept], axis=0) for name in kept[0]}
+        each.append({**mean, "total": np.mean(list(mean.values()), axis=0)})
+    rng = np.random.default_rng(seed)
+    sizes = np.array([len(draws) for draws in sets.values()])[:, None]
+    found = {}
+    for name in each[0]:
+        means = np.stack([row[name] for row in each])  # [strategies, 1 + RESAMPLES]
+        sd, df = (luck[name].sd, luck[name].df) if luck and name in luck else (0.0, 1.0)
+        means[:, 1:] += sd / sizes**0.5 * rng.standard_t(df, (len(means), RESAMPLES))
+        ranges = np.ptp(means, axis=0)
+        high, low = 2 * ranges[0] - np.percentile(ranges[1:], [2.5, 97.5])
+        found[name] = Estimate(float(ranges[0]), float(max(0.0, low)), float(high))
+    return found
+
+
 def interval(value: float, items: float, draws: int, luck: Luck | None, level: float = 0.95) -> Estimate:
     """The mean over `draws` with its interval at `level`, by a t quantile with Satterthwaite's degrees of freedom.
 

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from igsp.errors import AssetError, UsageError
 from igsp.provenance import repository_root
 from igsp.pruning.masks import overlap
-from igsp.scoring.correlation import spearman, spearman_table
+from igsp.scoring.correlation import spearman_table
 from igsp.scoring.evaluation import Scores
-from igsp.scoring.retention import Estimate, Retention, difference, retention
+from igsp.scoring.retention import Luck, Retention, pooled_luck, retention
 from igsp.study.records import Record, Store
-from igsp.study.study import Cell, Result, Settings, Study, against_trivial, cells, frame, settings
+from igsp.study.study import Cell, Result, Settings, Study, against_trivial, cells, frame, settings, strategies
 from igsp.text.catalogue import DIMENSIONS
 from igsp.text.metrics import CORRELATED
 
@@ -41,6 +41,7 @@ class Reference:
         trivial: trivial solvers beside the dense model (`Study.trivial`), None if not recorded.
         again: cells that `verify` computed again.
         writing: samples of what the model writes (`Study.writing`), None if not recorded.
+        unigram: scores of a unigram model on the texts of the suite (`analysis.unigram`), None if not recorded.
     """
 
     settings: Settings
@@ -50,6 +51,7 @@ class Reference:
     trivial: pd.DataFrame | None = None
     again: tuple[Result, ...] = ()
     writing: pd.DataFrame | None = None
+    unigram: Scores | None = None
 
     @property
     def methods(self) -> list[str]:
@@ -88,20 +90,44 @@ class Reference:
         self, measure: str = "likelihood", method: str | None = None, sparsity: float | None = None,
         names: Sequence[str] | None = None,
     ) -> dict[str, Retention]:
-        """Retention per strategy over its draws."""
+        """Retention per strategy over its draws, with intervals from the spread between draws pooled over strategies."""
         found = dict.fromkeys(r.strategy for r in self.at(method, sparsity, names))
-        return {name: retention(self.draws(name, method, sparsity), self.dense, measure) for name in found}
+        return {
+            name: retention(self.draws(name, method, sparsity), self.dense, measure, floor=self.unigram,
+                            luck=self.luck(self.written(name), method, measure, sparsity))
+            for name in found
+        }
 
     @functools.cache  # noqa: B019
+    def each(
+        self, method: str | None = None, measure: str = "likelihood", sparsity: float | None = None
+    ) -> pd.DataFrame:
+        """Retention per (strategy, draw) at a setting: the dimensions, `total` and `minimum`."""
+        rows = {
+            (r.strategy, r.draw): frame({"": retention(r.scores, self.dense, measure, floor=self.unigram)}).iloc[0]
+            for r in self.at(method, sparsity)
+        }
+        return pd.DataFrame(rows).T.rename_axis(["source", "draw"])[[*DIMENSIONS, "total", "minimum"]]
+
     def by_draw(
         self, method: str | None = None, measure: str = "likelihood", names: tuple[str, ...] | None = None
     ) -> pd.DataFrame:
         """Retention per (source, draw), columns the dimensions and `total`; `names` takes other strategies instead."""
-        rows = {
-            (r.strategy, r.draw): frame({"": retention(r.scores, self.dense, measure)}).iloc[0]
-            for r in self.at(method, names=names or self.settings.sources)
-        }
-        return pd.DataFrame(rows).T.rename_axis(["source", "draw"])[[*DIMENSIONS, "total"]]
+        known = self.each(method, measure).drop(columns="minimum")
+        return known[known.index.get_level_values("source").isin(names or self.settings.sources)]
+
+    def written(self, name: str) -> bool:
+        """Whether a strategy's text is written by the model."""
+        return strategies(self.settings)[name].kind in ("protocol", "selection")
+
+    @functools.cache  # noqa: B019
+    def luck(
+        self, written: bool, method: str | None = None, measure: str = "likelihood", sparsity: float | None = None
+    ) -> dict[str, Luck]:
+        """Spread between draws of one strategy, by dimension, pooled over the self-written or all other strategies."""
+        known = self.each(method, measure, sparsity)
+        names = known.index.get_level_values("source")
+        return pooled_luck(known[[self.written(name) == written for name in names]])
 
     @functools.cache  # noqa: B019
     def correlations(self, method: str | None = None, measure: str = "likelihood") -> pd.DataFrame:
@@ -110,57 +136,6 @@ class Reference:
         known = self.information[list(CORRELATED)]
         known = known[known.index.get_level_values("draw").isin(kept.index.get_level_values("draw"))]
         return spearman_table(known.groupby("strategy").mean(), kept.groupby("source").mean())
-
-    def gap(
-        self, a: str, b: str, method: str | None = None, sparsity: float | None = None
-    ) -> tuple[dict[str, Estimate], int]:
-        """Paired difference of two strategies' retention over the draws that both have, and how many these are."""
-        left, right = ({r.draw: r.scores for r in self.at(method, sparsity, [name])} for name in (a, b))
-        both = sorted(left.keys() & right.keys())
-        return difference([left[d] for d in both], [right[d] for d in both], self.dense) if both else {}, len(both)
-
-    def margins(self, a: str, b: str, method: str | None = None) -> dict[float, tuple[dict[str, Estimate], int]]:
-        """`gap` by sparsity, where both strategies are recorded."""
-        found = {x: self.gap(a, b, method, x) for x in sorted({r.cell.sparsity for r in self.results})}
-        return {sparsity: gap for sparsity, gap in found.items() if gap[1]}
-
-    def agreement(self, other: Reference, method: str | None = None, theirs: str | None = None) -> pd.Series:
-        """Spearman's rho of two rankings of the same strategies, per column of `study.frame`."""
-        ours, rest = frame(self.retentions(method=method)), frame(other.retentions(method=theirs))
-        shared = [name for name in ours.index if name in rest.index]
-        return ours.loc[shared].corrwith(rest.loc[shared], method="spearman")
-
-    def headline(self, method: str | None = None) -> dict[str, dict[str, Any]]:
-        """What the book cites of one method: values by key, as `Store.publish` takes them."""
-        s = self.settings
-        found: dict[str, dict[str, Any]] = {}
-        floor = noise_floor(self.by_draw(method))
-        for name, row in floor.iterrows():
-            found[f"spread/{name}"] = {"value": row["range"], "unit": "points"}
-            if np.isfinite(row["within"]):
-                found[f"noise/{name}"] = {"value": row["within"], "unit": "points", "digits": 2}
-        table, draws = self.correlations(method), len(self.complete_draws(method or s.method))
-        for row in table.to_dict("records"):
-            entry = {key: row[key] for key in ("low", "high", "p", "p_holm", "n")} | {"draws": draws, "digits": 2}
-            found[f"spearman/{row['metric']}/{row['dimension']}"] = {"value": row["rho"], **entry}
-        found["spearman/survivors"] = {"value": int((table.p_holm < 0.05).sum()), "digits": 0}
-        kept = self.retentions(method=method)
-        singles = {"best-single": max(s.sources, key=lambda name: kept[name].total.value), "web": s.web}
-        for key, name in ({name: name for name in kept if name not in s.sources} | singles).items():
-            about = {"unit": "%", "label": name, "draws": kept[name].draws}
-            found[f"{key}/total"] = {**vars(kept[name].total), **about}
-        for key, name in singles.items():
-            gap, n = self.gap("uniform", name, method)
-            if n:
-                found[f"uniform-minus-{key}"] = {**vars(gap["total"]), "unit": "points", "label": name, "draws": n}
-                if len(floor) and np.isfinite(floor.within["total"]):
-                    found[f"uniform-minus-{key}"]["noise"] = floor.within["total"] * (2 / n) ** 0.5
-        for sparsity, (gap, n) in self.margins("uniform", s.web, method).items():
-            found[f"margin/{round(100 * sparsity)}"] = {**vars(gap["total"]), "unit": "points", "draws": n}
-        masks = {"sources": self.mask_overlap(method).where(lambda x: x < 1).stack().mean(),
-                 "draws": self.mask_overlap_of_draws(method)}
-        found |= {f"overlap/{k}": {"value": 100 * v, "unit": "%"} for k, v in masks.items() if np.isfinite(v)}
-        return found | {"spearman/tests": {"value": len(table), "digits": 0}}
 
     def checks(self, method: str | None = None) -> pd.DataFrame:
         """The recorded cells (of one method) that were computed again, beside what is recorded.
@@ -181,7 +156,7 @@ class Reference:
 
     def verified(self, method: str | None = None) -> bool:
         """Whether three cells or more of a method, made again, differ from the record by less than two draws do."""
-        checks, within = self.checks(method or self.settings.method), noise_floor(self.by_draw(method)).within["total"]
+        checks, within = self.checks(method or self.settings.method), pooled_luck(self.by_draw(method))["total"].sd
         return len(checks) >= 3 and bool((checks["same set"] == "yes").all() and checks.total.abs().max() < within)
 
     def note(self, method: str | None = None) -> str:
@@ -269,7 +244,9 @@ def reference(profile: str, store: str | Path | None = None) -> Reference:
     writing = [r for r in by_stage.get("writing", ()) if tuple(r.spec[k] for k in ("model", "n", "seqlen")) == size]
     samples = pd.DataFrame(writing[0].metrics["samples"]) if writing else None
     checked = tuple(r for r in again if r.cell in known)
-    return Reference(chosen, scores, tuple(results), table, trivial, checked, samples)
+    known_words = Path(root) / "unigram.json"
+    floor = Scores.from_dict(json.loads(known_words.read_text(encoding="utf8"))) if known_words.is_file() else None
+    return Reference(chosen, scores, tuple(results), table, trivial, checked, samples, floor)
 
 
 def verify(profile: str, store: str | Path | None = None, sample: int = 3, seed: int = 0) -> pd.DataFrame:
@@ -310,83 +287,3 @@ def _size(record: Record) -> tuple[int, int]:
 
 def _numbers(record: Record) -> tuple[str, ...]:
     return tuple(str(record.spec[key]) for key in ("model", "suite", "device", "dtype"))
-
-
-def noise_floor(by_draw: pd.DataFrame) -> pd.DataFrame:
-    """How far sources differ beyond the luck of the draw, by one-way analysis of variance.
-
-    Args:
-        by_draw: retention per (source, draw), one column per dimension (`Reference.by_draw`).
-
-    Returns:
-        One row per column of `by_draw`, in points of retention: `range` of the source means, `between` and
-        `within` (standard deviations of the source effect and of the draws of one source), `share` of the variance
-        of a single draw that is due to the source (intraclass correlation), and the `p` of the F test. With one draw
-        of each source all but the range are NaN.
-    """
-    rows = {}
-    for name, values in by_draw.items():
-        groups = [group.to_numpy() for _, group in values.groupby(level=0)]
-        means, size = np.array([g.mean() for g in groups]), len(groups[0])
-        if size < 2:
-            rows[name] = {"range": float(np.ptp(means))}
-            continue
-        within = float(np.mean([g.var(ddof=1) for g in groups]))
-        between = max(0.0, float(means.var(ddof=1)) - within / size)
-        rows[name] = {
-            "range": float(np.ptp(means)), "between": between**0.5, "within": within**0.5,
-            "share": between / (between + within), "p": float(stats.f_oneway(*groups).pvalue),
-        }
-    return pd.DataFrame(rows, index=["range", "between", "within", "share", "p"]).T
-
-
-def links(run: Reference, names: Sequence[str], method: str | None = None) -> pd.DataFrame:
-    """Spearman's rho, over calibration sets, of what a set is like with what the model keeps.
-
-    Aggregation and perplexity are ranked with the total, distance to held-out text of a dimension with that dimension.
-
-    Returns:
-        One row per pair: `metric`, `retention`, rho, low, high, p, n; none for fewer than 4 sets.
-    """
-    about, kept = run.information.groupby("strategy").mean(), frame(run.retentions(method=method, names=names))
-    shared = about.index.intersection(kept.index)
-    pairs = {"aggregation_4": "total", "calibration_perplexity": "total", **{f"mismatch_{d}": d for d in DIMENSIONS}}
-    return pd.DataFrame([
-        {"metric": m, "retention": r, **vars(spearman(about[m][shared].to_numpy(), kept[r][shared].to_numpy()))}
-        for m, r in pairs.items() if len(shared) >= 4
-    ])
-
-
-def contrasts(
-    run: Reference, names: Sequence[str], rivals: Mapping[str, str], noise: float, method: str | None = None
-) -> list[dict[str, Any]]:
-    """Paired differences of each of `names` to each rival (a key and its strategy), where both are recorded.
-
-    Args:
-        noise: standard deviation between draws of one strategy's total, in points; nan: unknown.
-
-    Returns:
-        One row per pair: `method`, `name`, `key`, `rival`, `draws`, `gap` (`Reference.gap`), `noise` of such a
-        difference, and `verdict` on the total.
-    """
-    rows = []
-    for name in names:
-        for key, rival in rivals.items():
-            gap, n = run.gap(name, rival, method)
-            if n:
-                row = {"method": method or run.settings.method, "name": name, "key": key, "rival": rival, "draws": n}
-                luck = noise * (2 / n) ** 0.5
-                rows.append({**row, "gap": gap, "noise": luck, "verdict": verdict(gap["total"], luck)})
-    return rows
-
-
-def verdict(gap: Estimate, noise: float) -> str:
-    """`ahead` or `behind` if the interval of a difference excludes zero and its size is over twice `noise` (our rule).
-
-    Args:
-        noise: standard deviation of such a difference between draws, in points; nan: unknown.
-    """
-    if np.isnan(noise):
-        return "noise unknown"
-    sure = (gap.low > 0 or gap.high < 0) and abs(gap.value) > 2 * noise
-    return "not told apart" if not sure else "ahead" if gap.value > 0 else "behind"
