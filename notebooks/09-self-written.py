@@ -328,6 +328,12 @@ for row in gaps:
         "draws": row["draws"],
         "label": row["rival"],
     }
+    for d in figures.DIMENSIONS:
+        values[f"{key}{row['name']}-minus-{row['key']}/{d}"] = {
+            **vars(row["gap"][d]),
+            "unit": "points",
+            "draws": row["draws"],
+        }
     published = values[f"{key}{row['name']}-minus-{row['key']}"]
     published |= {"noise": row["noise"]} if np.isfinite(row["noise"]) else {}
 for key, name in (("igsp", "igsp"), ("pool", "pool-random")):

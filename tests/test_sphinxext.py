@@ -135,10 +135,24 @@ def test_the_other_rules() -> None:
     assert verdict(opposite, a=up, b=up, c=up) == ledger.DIFFERS
     assert verdict(opposite, a=down, b=down, c=down) == ledger.DIFFERS
     assert verdict(opposite, a=up, b=open_, c=open_) == ledger.UNTESTABLE
+    both, values = {**ordered, "measures": ["m"]}, {"a": (1, 0, 1.4), "b": (2, 1.5, 3), "a/m/": (1, 0, 1.4)}
+    assert verdict(both, **values, **{"b/m/": (2, 1.5, 3)}) == ledger.HOLDS
+    assert verdict(both, **values, **{"b/m/": (1, 0, 3)}) == ledger.UNTESTABLE, "by one measure only"
     within = {"kind": "within", "of": 58.8, "by": 3.0, "profiles": ["paper"]}
     assert verdict(within, profile="paper", k=(57, None, None)) == ledger.HOLDS
     assert verdict(within, profile="paper", k=(50, None, None)) == ledger.DIFFERS
     assert verdict(within, profile="quick", k=(57, None, None)) == ledger.UNTESTABLE
+
+
+def test_a_correlation_is_decided_by_the_corrected_p_not_by_its_interval() -> None:
+    for p_holm, status in ((0.13, ledger.UNTESTABLE), (0.04, ledger.HOLDS)):
+        value = Value(0.7, 0.28, 0.89, p=0.004, p_holm=p_holm, n=15)
+        for rule in ({"kind": "sign", "expect": "+"}, {"kind": "opposite", "positive": "k", "negative": ["n"]}):
+            row = ledger.Claim("id", "t", "s", "abstract", "primary", "p", "s", ("k", "n"), rule, "n", "d")
+            used = {"k": value, "n": dataclasses.replace(value, value=-0.8, p_holm=0.03)}
+            found = ledger.judge(row, used, "quick").verdict
+            assert found.status == status
+            assert rule["kind"] != "sign" or "correction" in found.reason
 
 
 def test_bad_claims_are_refused() -> None:
@@ -155,7 +169,7 @@ def test_the_catalogue_of_claims_is_complete() -> None:
     rows = ledger.claims()
     assert len({row.id for row in rows}) == len(rows) >= 10
     for row in rows:
-        assert row.rule["kind"] in ledger.RULES and row.status in ("primary", "secondary") and row.ours
+        assert row.rule["kind"] in ledger.RULES and row.status in ("primary", "secondary", "check") and row.ours
         named = {row.rule.get(name) for name in ("smaller", "larger", "positive")} - {None}
         assert named | set(row.rule.get("negative", [])) <= set(row.ours)
 

@@ -95,13 +95,14 @@ def _p(text: str) -> str:
 def rule_text(rule: Mapping[str, Any]) -> str:
     """A rule of `claims.yaml` in words."""
     words = {
-        "sign": "holds when the whole interval lies {side} zero",
+        "sign": "holds when the correlation lies {side} zero, with p below 0.05 after correction for the whole table",
         "greater": "holds when the whole interval lies above {than}",
         "ordered": "holds when `{smaller}` lies below `{larger}`, with intervals apart where both have one",
-        "opposite": "holds when the first interval lies above zero and one of the others below",
+        "opposite": "holds when the first correlation is positive and one of the others negative, both by corrected p",
         "within": "holds when the value lies within {by} of {of}",
     }
     text = words[rule["kind"]].format(**{"side": "above" if rule.get("expect") == "+" else "below", **rule})
+    text += f"; under {' and '.join(rule['measures'])} too, where published" if rule.get("measures") else ""
     text += f"; at least {rule['draws']} draws" if rule.get("draws") else ""
     return text + (f"; decided only at profile {' or '.join(rule['profiles'])}" if rule.get("profiles") else "")
 

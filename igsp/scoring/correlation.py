@@ -83,7 +83,7 @@ def _permutation_p(x: np.ndarray, y: np.ndarray) -> float:
 
 @functools.cache
 def _null(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, int]:
-    """Sums of products `a @ permuted(b)`, how often each occurs, and 1 if the observed one must be added (random ones)."""
+    """Sums of `a @ permuted(b)`, how often each occurs, and 1 if the observed one is to be added to random ones."""
     n = len(a)
     step = 2 if len(set(a)) == len(set(b)) == n else 1  # without ties every doubled rank is even
     if n > (EXACT if step == 2 else EXACT_TIED):

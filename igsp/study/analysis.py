@@ -47,8 +47,8 @@ def gap(
     if not both:
         return {}, 0
     luck = luck_of(run, a, b, method, sparsity, measure) if luck is None else luck
-    sets = ([side[d] for d in both] for side in (left, right))
-    return difference(*sets, run.dense, measure, floor=run.unigram, luck=luck), len(both)
+    one, other = ([side[d] for d in both] for side in (left, right))
+    return difference(one, other, run.dense, measure, floor=run.unigram, luck=luck), len(both)
 
 
 def margins(

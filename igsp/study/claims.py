@@ -11,6 +11,8 @@ from igsp.errors import UnknownName, UsageError
 from igsp.study.values import Value, interval, look_up, signed_form
 
 HOLDS, DIFFERS, UNTESTABLE = "holds", "differs", "not testable at this scale"
+LEVEL = 0.05  # of the tests behind a verdict, after correction for their number
+PLACES = {1: "lies above", -1: "lies below", 0: "includes"}
 REFERENCE = "small"  # profile of the committed records
 RUNS = {"SparseGPT": REFERENCE, "Wanda": f"{REFERENCE}/wanda"}  # its published values: the claim's key behind this
 
@@ -86,6 +88,8 @@ def judge(claim: Claim, values: Mapping[str, Value], profile: str) -> Judged:
         UnknownName: a key of the claim is not published, or the kind of rule is unknown.
     """
     used = {key: look_up(values, key) for key in claim.ours}
+    behind = [by_measure(key, measure) for measure in claim.rule.get("measures", ()) for key in claim.ours]
+    used |= {key: values[key] for key in behind if key in values}
     kind = claim.rule["kind"]
     if kind not in RULES:
         raise UnknownName("rule", kind, RULES)
@@ -145,12 +149,21 @@ def _side(value: Value, bound: float) -> int:
 
 def _above(value: Value, bound: float, wanted: int) -> Verdict:
     what = "interval" if value.has_interval else "value (no interval was computed)"
-    place = {1: "lies above", -1: "lies below", 0: "includes"}[_side(value, bound)]
-    reason = f"the {what} {place} {bound:g}"
     side = _side(value, bound)
+    reason = f"the {what} {PLACES[side]} {bound:g}"
     if side and value.noise is not None and abs(value.value - bound) <= 2 * value.noise:
         return Verdict(UNTESTABLE, f"{reason}, but not by more than twice what the luck of the draw does")
     return Verdict(UNTESTABLE if side == 0 else HOLDS if side == wanted else DIFFERS, reason)
+
+
+def _tested(value: Value) -> tuple[int, str]:
+    """The sign of a correlation, and why: by its Holm-corrected p where there is one, else by the interval."""
+    if value.p_holm is None:
+        side = _side(value, 0.0)
+        return side, f"the interval {PLACES[side]} 0"
+    side = int(value.value > 0) - int(value.value < 0) if value.p_holm < LEVEL else 0
+    found = f"{'below' if side else 'not below'} {LEVEL:g} after correction for the number of tests"
+    return side, f"p is {found}"
 
 
 def _first(used: Mapping[str, Value]) -> Value:
@@ -158,7 +171,9 @@ def _first(used: Mapping[str, Value]) -> Value:
 
 
 def _sign(rule: Mapping[str, Any], used: Mapping[str, Value]) -> Verdict:
-    return _above(_first(used), 0.0, 1 if rule["expect"] == "+" else -1)
+    side, reason = _tested(_first(used))
+    wanted = 1 if rule["expect"] == "+" else -1
+    return Verdict(UNTESTABLE if side == 0 else HOLDS if side == wanted else DIFFERS, reason)
 
 
 def _greater(rule: Mapping[str, Any], used: Mapping[str, Value]) -> Verdict:
@@ -166,7 +181,18 @@ def _greater(rule: Mapping[str, Any], used: Mapping[str, Value]) -> Verdict:
 
 
 def _ordered(rule: Mapping[str, Any], used: Mapping[str, Value]) -> Verdict:
-    small, large = look_up(used, rule["smaller"]), look_up(used, rule["larger"])
+    keys = [rule["smaller"], rule["larger"]]
+    found = {"likelihood": _order(*(look_up(used, key) for key in keys))}
+    for measure in rule.get("measures", ()):
+        if all(by_measure(key, measure) in used for key in keys):
+            found[measure] = _order(*(used[by_measure(key, measure)] for key in keys))
+    if len({verdict.status for verdict in found.values()}) == 1:
+        return found["likelihood"]
+    told = (f"{verdict.status} by {measure} ({verdict.reason})" for measure, verdict in found.items())
+    return Verdict(UNTESTABLE, "it depends on the measure: " + "; ".join(told))
+
+
+def _order(small: Value, large: Value) -> Verdict:
     if small.has_interval and large.has_interval and small.high > large.low and large.high > small.low:  # type: ignore[operator]
         return Verdict(UNTESTABLE, "the two intervals overlap")
     if small.value == large.value:
@@ -175,14 +201,20 @@ def _ordered(rule: Mapping[str, Any], used: Mapping[str, Value]) -> Verdict:
     return Verdict(HOLDS if small.value < large.value else DIFFERS, apart)
 
 
+def by_measure(key: str, measure: str) -> str:
+    """The key of the same quantity under another measure: `spread/code` becomes `spread/knowledge/code`."""
+    first, _, rest = key.partition("/")
+    return f"{first}/{measure}/{rest}"
+
+
 def _opposite(rule: Mapping[str, Any], used: Mapping[str, Value]) -> Verdict:
-    positive = _side(look_up(used, rule["positive"]), 0.0)
-    negative = [_side(look_up(used, key), 0.0) for key in rule["negative"]]
+    positive, _ = _tested(look_up(used, rule["positive"]))
+    negative = [_tested(look_up(used, key))[0] for key in rule["negative"]]
     if positive == 1 and -1 in negative:
-        return Verdict(HOLDS, "one interval lies above zero and another below")
+        return Verdict(HOLDS, "one correlation is positive and another negative for sure")
     if positive == -1 or all(side == 1 for side in negative):
-        return Verdict(DIFFERS, "the intervals do not lie on the two sides that the claim needs")
-    return Verdict(UNTESTABLE, "an interval that the claim needs on one side includes zero")
+        return Verdict(DIFFERS, "the signs are not the two that the claim needs")
+    return Verdict(UNTESTABLE, "a correlation that the claim needs on one side of zero may lie on either")
 
 
 def _within(rule: Mapping[str, Any], used: Mapping[str, Value]) -> Verdict:

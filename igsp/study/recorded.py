@@ -90,7 +90,7 @@ class Reference:
         self, measure: str = "likelihood", method: str | None = None, sparsity: float | None = None,
         names: Sequence[str] | None = None,
     ) -> dict[str, Retention]:
-        """Retention per strategy over its draws, with intervals from the spread between draws pooled over strategies."""
+        """Retention per strategy over its draws; intervals take the spread between draws pooled over strategies."""
         found = dict.fromkeys(r.strategy for r in self.at(method, sparsity, names))
         return {
             name: retention(self.draws(name, method, sparsity), self.dense, measure, floor=self.unigram,
