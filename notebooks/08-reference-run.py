@@ -54,7 +54,7 @@ s = run.settings
 methods = run.methods
 names = {method: figures.title(method) for method in methods}
 at = f"{100 * s.sparsity:g} %"
-headlines = {method: run.headline(method) for method in methods}
+headlines = {method: analysis.headline(run, method) for method in methods}
 values = {}
 print(f"{len(run.results)} of the profile's {len(cells(s))} cells are recorded")
 print(f"{figures.title(s.model)}, {s.n} windows of {s.seqlen} tokens, {at} sparsity")
