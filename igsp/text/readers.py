@@ -1,8 +1,8 @@
 """Readers: from the files of a pinned wheel or of an installed package, or from rows of a data set, to texts.
 
-A reader takes the files of one source and the options of its catalogue entry and returns `(id, text)` pairs.
-Rows (of the hub, a mirror or a user's file) are read one at a time and laid out by a template (`lay_out`).
-Files are read as they lie, never imported: an import would run foreign code, need its dependencies and
+A reader takes the files of one source, as `(name, content)`, and the options of its catalogue entry and returns
+`(id, text)` pairs. Rows (of the hub, a mirror or a user's file) are read one at a time and laid out by a template
+(`lay_out`). Files are read as they lie, never imported: an import would run foreign code, need its dependencies and
 cost seconds. The one exception is `gsm_templates`, which has to run the generator functions of a wheel
 whose SHA-256 is pinned.
 """
@@ -27,11 +27,13 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from string import Formatter
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from igsp.assets import fetch_wheel
 from igsp.errors import AssetError
@@ -39,79 +41,71 @@ from igsp.errors import AssetError
 log = logging.getLogger(__name__)
 
 Text = tuple[str, str]  # document id within the source, text
+Files = Iterable[tuple[str, str]]  # name, content
 Row = dict[str, Any]  # column -> value
+Positive = Annotated[int, Field(ge=1)]
 TEXT_PIECE = 8000  # characters of a document cut out of a plain text file
 
 
-@dataclass(frozen=True)
-class Files:
-    """The files of a pinned wheel, or of installed packages: top-level name -> folder.
-
-    A file's name is its path inside the wheel, or `<top-level name>/<path below its folder>`.
-    """
-
-    wheel: Path | None = None
-    folders: dict[str, Path] = field(default_factory=dict)
-
-    def names(self, patterns: Sequence[str], exclude: Sequence[str] = ()) -> list[str]:
-        """Names, sorted, that match one of the shell patterns and none of `exclude` (`*` crosses folders)."""
-        if self.wheel:
-            with zipfile.ZipFile(self.wheel) as archive:
-                known = archive.namelist()
-        else:
-            known = [f"{top}/{name}" for top, folder in self.folders.items() for name in _walk(folder)]
-        chosen = [n for n in known if any(fnmatch(n, p) for p in patterns) and not any(fnmatch(n, p) for p in exclude)]
-        if not chosen:
-            raise AssetError(f"{self.wheel or ', '.join(self.folders)} holds no file like {', '.join(patterns)}")
-        return sorted(chosen)
-
-    def read(self, names: Sequence[str]) -> Iterator[tuple[str, str]]:
-        """Name and content of each file (UTF-8, undecodable bytes replaced, line ends `\\n`, `.gz` unpacked)."""
-        with zipfile.ZipFile(self.wheel) if self.wheel else nullcontext() as archive:
-            for name in names:
-                top, _, rest = name.partition("/")
-                content = archive.read(name) if archive else (self.folders[top] / rest).read_bytes()
-                content = gzip.decompress(content) if name.endswith(".gz") else content
-                yield name, content.decode("utf8", "replace").replace("\r\n", "\n")
+def _matching(known: Iterable[str], members: Sequence[str], exclude: Sequence[str], where: object) -> list[str]:
+    """Names, sorted, that match one of the shell patterns and none of `exclude` (`*` crosses folders)."""
+    chosen = [n for n in known if any(fnmatch(n, p) for p in members) and not any(fnmatch(n, p) for p in exclude)]
+    if not chosen:
+        raise AssetError(f"{where} holds no file like {', '.join(members)}")
+    return sorted(chosen)
 
 
-def _walk(folder: Path) -> Iterator[str]:
-    """Paths of the files below `folder`, without the installed packages that may lie below the standard library."""
-    for place, folders, names in os.walk(folder):
-        folders[:] = [f for f in folders if f not in {"site-packages", "dist-packages", "__pycache__"}]
-        yield from ((Path(place) / name).relative_to(folder).as_posix() for name in names)
+def _content(name: str, data: bytes) -> str:
+    """Content of a file (UTF-8, undecodable bytes replaced, line ends `\\n`, `.gz` unpacked)."""
+    return (gzip.decompress(data) if name.endswith(".gz") else data).decode("utf8", "replace").replace("\r\n", "\n")
 
 
-def wheel_files(name: str) -> Files:
-    """Files of a pinned wheel, fetched and verified if need be."""
-    return Files(wheel=fetch_wheel(name))
+def wheel_files(wheel: str, members: Sequence[str], exclude: Sequence[str] = ()) -> Files:
+    """Name and content of the files of a pinned wheel (fetched and verified if need be) that match the patterns."""
+    with zipfile.ZipFile(fetch_wheel(wheel)) as archive:
+        for name in _matching(archive.namelist(), members, exclude, wheel):
+            yield name, _content(name, archive.read(name))
 
 
-def installed_files(packages: Sequence[str]) -> Files:
-    """Files of installed packages; the name `stdlib` stands for the standard library. Nothing is imported.
+def installed_files(packages: Sequence[str], members: Sequence[str], exclude: Sequence[str] = ()) -> Files:
+    """The same for installed packages, `stdlib` being the standard library; names are `<package>/<path below it>`.
 
     Raises:
         AssetError: a package is not installed.
     """
-    folders = {}
-    for name in packages:
+    places = {}
+    for package in packages:
         try:
-            folders[name] = (
-                Path(sysconfig.get_paths()["stdlib"]) if name == "stdlib"
-                else Path(str(importlib.metadata.distribution(name).locate_file(name)))
+            folder = (
+                Path(sysconfig.get_paths()["stdlib"]) if package == "stdlib"
+                else Path(str(importlib.metadata.distribution(package).locate_file(package)))
             )
         except importlib.metadata.PackageNotFoundError:
-            raise AssetError(f"package '{name}' is not installed: `pip install {name}`") from None
-    return Files(folders=folders)
+            raise AssetError(f"package '{package}' is not installed: `pip install {package}`") from None
+        places |= {f"{package}/{path.relative_to(folder).as_posix()}": path for path in _walk(folder)}
+    for name in _matching(places, members, exclude, ", ".join(packages)):
+        yield name, _content(name, places[name].read_bytes())
 
 
-def json_records(files: Files, members: list[str], template: str, numbered: tuple[str, ...] = ()) -> list[Text]:
+def _walk(folder: Path) -> Iterator[Path]:
+    """Files below `folder`, without the installed packages that may lie below the standard library."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = [f for f in folders if f not in {"site-packages", "dist-packages", "__pycache__"}]
+        yield from (Path(place) / name for name in names)
+
+
+def _json_lines(files: Files) -> Iterator[Any]:
+    return (json.loads(line) for _, text in files for line in text.splitlines() if line)
+
+
+def json_records(files: Files, template: str, numbered: Sequence[str] = ()) -> list[Text]:
     """Records of a JSON object or list, each laid out by a `str.format` template; the keys are the ids.
 
     List fields become bulleted lines, those named in `numbered` become numbered ones.
     """
     texts = []
-    for _, content in files.read(files.names(members)):
+    plain(template)
+    for _, content in files:
         data = json.loads(content)
         pairs = data.items() if isinstance(data, dict) else ((str(i), row) for i, row in enumerate(data))
         for key, row in pairs:
@@ -127,16 +121,15 @@ def _flat(value: object, numbered: bool) -> object:
     return "\n".join(f"{mark} {str(item).strip()}" for mark, item in zip(marks, value, strict=True))
 
 
-def json_rows(files: Files, members: list[str], field: str) -> list[Text]:
+def json_rows(files: Files, field: str) -> list[Text]:
     """One field of each row of JSON-lines files."""
-    rows = (json.loads(line) for _, text in files.read(files.names(members)) for line in text.splitlines() if line)
-    return [(str(i), row[field].strip()) for i, row in enumerate(rows)]
+    return [(str(i), row[field].strip()) for i, row in enumerate(_json_lines(files))]
 
 
-def json_prose(files: Files, members: list[str], min_chars: int) -> list[Text]:
+def json_prose(files: Files, min_chars: int) -> list[Text]:
     """One document per JSON file: its strings of at least `min_chars` characters, without HTML tags."""
     texts = []
-    for name, content in files.read(files.names(members)):
+    for name, content in files:
         strings = (html.unescape(re.sub(r"<[^>]+>", " ", s)) for s in _strings(json.loads(content)))
         paragraphs = [p for s in strings if len(p := re.sub(r"\s+", " ", s).strip()) >= min_chars]
         if paragraphs:
@@ -155,24 +148,23 @@ def _strings(node: object) -> Iterator[str]:
             yield from _strings(value)
 
 
-def line_groups(files: Files, members: list[str], group: int = 1) -> list[Text]:
+def line_groups(files: Files, group: Positive = 1) -> list[Text]:
     """Non-empty lines; `group` of them, one per line, make a document."""
-    lines = [line.strip() for _, text in files.read(files.names(members)) for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for _, text in files for line in text.splitlines() if line.strip()]
     return [(str(i // group), "\n".join(lines[i : i + group])) for i in range(0, len(lines), group)]
 
 
-def stories(files: Files, members: list[str], stop: str) -> list[Text]:
+def stories(files: Files, stop: str) -> list[Text]:
     """The story of each row (the user's message up to `stop`), duplicates left out."""
-    rows = (json.loads(line) for _, text in files.read(files.names(members)) for line in text.splitlines())
-    unique = dict.fromkeys(row["input"][1]["content"].split(stop)[0].strip() for row in rows)
+    unique = dict.fromkeys(row["input"][1]["content"].split(stop)[0].strip() for row in _json_lines(files))
     return [(str(i), story) for i, story in enumerate(unique)]
 
 
-def aiml(files: Files, members: list[str], exclude: list[str]) -> list[Text]:
+def aiml(files: Files) -> list[Text]:
     """Question and answer pairs of AIML files that hold no wildcard and no markup."""
     pair = re.compile(r"<category>\s*<pattern>(.*?)</pattern>(.*?)<template>(.*?)</template>", re.DOTALL)
     unique: dict[str, None] = {}
-    for _, content in files.read(files.names(members, exclude)):
+    for _, content in files:
         for pattern, between, template in pair.findall(content):
             question, answer = (html.unescape(" ".join(part.split())) for part in (pattern, template))
             # `X foo` patterns are internal redirections, `that` restricts a pair to one preceding answer
@@ -182,15 +174,12 @@ def aiml(files: Files, members: list[str], exclude: list[str]) -> list[Text]:
     return [(str(i), text) for i, text in enumerate(unique)]
 
 
-def whole_files(
-    files: Files, members: list[str], exclude: list[str], min_bytes: int = 0, piece_chars: int | None = None
-) -> list[Text]:
+def whole_files(files: Files, min_bytes: int = 0, piece_chars: Positive | None = None) -> list[Text]:
     """One document per file of at least `min_bytes` bytes, or one per piece of about `piece_chars` characters.
 
     Pieces end at blank lines; they let a source of few, long files be split into two sides.
     """
-    read = files.read(files.names(members, exclude))
-    texts = [(name, text) for name, text in read if len(text.encode()) >= min_bytes]
+    texts = [(name, text) for name, text in files if len(text.encode()) >= min_bytes]
     if piece_chars is None:
         return texts
     return [(f"{name}:{i}", p) for name, text in texts for i, p in enumerate(_pieces(text, piece_chars))]
@@ -207,20 +196,20 @@ def _pieces(text: str, size: int) -> Iterator[str]:
         yield "\n\n".join(held)
 
 
-def literal_dict(files: Files, members: list[str]) -> list[Text]:
+def literal_dict(files: Files) -> list[Text]:
     """Values, in the order of their keys, of the dictionary literal that a Python file assigns."""
     texts: list[Text] = []
-    for _, content in files.read(files.names(members)):
+    for _, content in files:
         for node in _parse(content).body:
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
                 texts += sorted(ast.literal_eval(node.value).items())
     return texts
 
 
-def docstrings(files: Files, members: list[str], exclude: list[str], min_chars: int) -> list[Text]:
+def docstrings(files: Files, min_chars: int) -> list[Text]:
     """Docstrings of modules, classes and functions with at least `min_chars` characters, duplicates left out."""
     unique: dict[str, str] = {}
-    for name, content in files.read(files.names(members, exclude)):
+    for name, content in files:
         for node in ast.walk(_parse(content)):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 text = ast.get_docstring(node)
@@ -238,15 +227,15 @@ def _parse(code: str) -> ast.Module:
 _GSM = "reasoning_gym.arithmetic.gsm_symbolic"
 
 
-def gsm_templates(files: Files, rounds: int, seed: int) -> list[Text]:
+def gsm_templates(files: Files, rounds: Positive, seed: int) -> list[Text]:
     """Word problems with worked solutions from 100 templates, `rounds` times over; ids `template/round`.
 
-    The generators need the standard library alone, their package's `__init__` much more, so they are
+    No file is read: the code of the pinned wheel runs, the only foreign code that does. The generators need the standard library alone, their package's `__init__` much more, so they are
     imported under empty parent packages, straight from the wheel (zipimport). `sys.modules` is restored.
     """
     rng = random.Random(seed)
     texts: dict[str, str] = {}
-    with _stub_packages(str(files.wheel), _GSM):
+    with _stub_packages(str(fetch_wheel("reasoning-gym")), _GSM):
         halves = [importlib.import_module(f"{_GSM}.generators_{part}") for part in ("00_49", "50_99")]
         generators = [getattr(halves[i // 50], f"generate_{i}") for i in range(100)]
         for turn, template in itertools.product(range(rounds), range(100)):
@@ -279,7 +268,8 @@ def _stub_packages(wheel: str, dotted: str) -> Iterator[None]:
 def rows(path: Path) -> Iterator[Row]:
     """Rows of a file, one at a time: `.jsonl` and `.json` lines (also `.gz`), `.parquet`, or `.txt` (column `text`).
 
-    Bytes that are no UTF-8 become U+FFFD; how many lines had some is logged.
+    Bytes that are no UTF-8 become U+FFFD; how many lines had some is logged. (Read here and not by `datasets`, which
+    names no line in its errors and makes one type of a column.)
 
     Raises:
         AssetError: missing, damaged, of another kind, or a line that is no JSON object (names file and line).
@@ -349,10 +339,10 @@ def _json_rows(path: Path) -> Iterator[Row]:
         if line.strip():
             try:
                 row = json.loads(line)
-            except ValueError as error:
-                raise AssetError(f"'{path}' line {number} is no JSON: {error}") from None
+            except (ValueError, RecursionError) as error:
+                raise AssetError(f"'{path}', line {number}: no JSON ({error})") from None
             if not isinstance(row, dict):
-                raise AssetError(f"'{path}' line {number} is no JSON object but {type(row).__name__}")
+                raise AssetError(f"'{path}', line {number}: a row is a JSON object, not {type(row).__name__}")
             yield row
 
 
@@ -367,8 +357,26 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     try:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=256):
             yield from batch.to_pylist()
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowException, ValueError, ArithmeticError) as error:
         raise AssetError(f"'{path}' is no Parquet file: {error}") from None
+
+
+def plain(template: str) -> str:
+    """A `str.format` template that reaches columns and their items by name or number alone; else ValueError.
+
+    Attributes would lead from a column's value to everything that Python holds, wide formats to endless text.
+    """
+    for _, name, form, _ in Formatter().parse(template):
+        if name is not None and not re.fullmatch(r"[^\d\W][^.\[\]]*(\[[^.\[\]]+\])*", name):
+            raise ValueError(f"'{{{name}}}' is no name of a column: write {{column}}, {{column[key]}} or {{column[0]}}")
+        if form and re.search(r"[{}]|\d{4}", form):
+            raise ValueError(f"format ':{form}' of '{{{name}}}' is not allowed: no braces, widths below 1000")
+    return template
+
+
+def sound(text: str) -> str:
+    """Text with lone surrogates (halves of a character, which no tokenizer takes) replaced by `?`."""
+    return text.encode("utf8", "replace").decode("utf8")
 
 
 def lay_out(
@@ -386,13 +394,14 @@ def lay_out(
     """
     texts: dict[str, str] = {}
     duplicates = 0
+    plain(template)
     for key, row in numbered:
         try:
             columns = {**row, "right": right_answer(row, **answer)} if answer else row
             text = _paragraphs(template, {name: _flat(value, False) for name, value in columns.items()})
         except KeyError as error:
             raise AssetError(f"no column {error} in row {key}; its columns are {', '.join(row)}") from None
-        except (ValueError, TypeError, IndexError, AttributeError) as error:
+        except (ValueError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
             raise AssetError(f"row {key} does not fit template or answer: {error}") from None
         if text in texts:
             duplicates += 1
@@ -432,6 +441,8 @@ def right_answer(
     if isinstance(found, Mapping):
         found, labels = found["text"], found["label"]
     label = str(row[column])
+    if isinstance(found, str):
+        raise ValueError(f"column '{choices}' holds a text where choices belong")
     known = [str(name) for name in labels or range(len(found))]
     if label not in known:
         raise ValueError(f"column '{column}' holds '{label}', which is none of the labels {', '.join(known)}")
