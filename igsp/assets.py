@@ -48,7 +48,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 def below(name: str) -> str:
     """The path `name` as it is, if it stays below where it starts; else ValueError."""
-    if not name.isprintable() or name.startswith(("/", "~")) or {"..", ""} & set(re.split(r"[/\\\\]", name)) and name:
+    if not name.isprintable() or name.startswith("~") or (name and {"..", ""} & {*re.split(r"[/\\\\]", name)}):
         raise ValueError(f"must be a path below its folder (no '..', no root, no control characters), got {name!r}")
     return name
 

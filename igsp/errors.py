@@ -40,9 +40,10 @@ class NotEnoughText(UsageError):
     """A source that yields fewer windows than were asked for."""
 
     def __init__(self, source: str, windows: int, wanted: int, seqlen: int) -> None:
+        way_out = f"lower n to {windows} or" if windows else "give more text, or"
         super().__init__(
             f"source '{source}' yields {windows} windows of {seqlen} tokens, {wanted} were asked for: "
-            f"lower n to {windows} or use a shorter seqlen"
+            f"{way_out} use a shorter seqlen"
         )
         self.windows, self.wanted = windows, wanted
 

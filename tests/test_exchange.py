@@ -84,7 +84,7 @@ ROW = {"input_ids": [5, 6, 7, 8]}
         ([{**ROW, "attention_mask": [1, 1, 1, 0]}], "row 1 is padded"),
         ([{**ROW, "tokenizer": "another"}], "row 1 was cut with another tokenizer"),
         ([{"text": "w1"}], "holds text: say how long"),
-        ([{"prompt": "w1", "answer": "w2"}], "neither 'input_ids' nor 'text'; it has prompt, answer"),
+        ([{"prompt": "w1", "answer": "w2"}], "neither 'input_ids' nor 'text' nor 'messages'; it has prompt, answer"),
         ([[1, 2]], "line 1: a row is a JSON object, not list"),
         ([], "yields 0 windows"),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -90,7 +90,7 @@ class Text:
 
         if self.calibration:
             return self._read(tokenizer)
-        size = {"n": self.n or WINDOWS, "seqlen": seqlen}
+        size: dict[str, Any] = {"n": self.n or WINDOWS, "seqlen": seqlen}
         if self.protocol:
             extra = settings(self.profile).protocols.get(self.protocol, {})
             return PROTOCOLS[self.protocol](lm, seed=self.draw, **size, **extra)
@@ -153,7 +153,7 @@ def sources(json: Json = False) -> None:
     """the catalogue of calibration sources, with your own of $IGSP_SOURCES"""
     from igsp.text.catalogue import catalogue
 
-    rows = [{**asdict(source), "at_hand": source.at_hand()} for source in catalogue().values()]
+    rows = [{**dict(source), "at_hand": source.at_hand()} for source in catalogue().values()]
     shown = ("id", "dimension", "origin", "at_hand", "licence", "about")
     table(rows if json else [{k: row[k] for k in shown} for row in rows], json)
 

@@ -42,7 +42,7 @@ def source_revisions(calibration: CalibrationSet) -> dict[str, dict[str, Any]]:
     known = catalogue()
     counts = Counter(window.source for window in calibration.windows)
     return {
-        name: {"windows": count, **({k: v for k, v in asdict(known[name]).items() if v and k in REVISION}
+        name: {"windows": count, **({k: v for k, v in dict(known[name]).items() if v and k in REVISION}
                                     if name in known else {})}
         for name, count in counts.items()
     }

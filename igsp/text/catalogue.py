@@ -56,12 +56,14 @@ class Document(NamedTuple):
 def _options(function: Callable[..., Any]) -> type[BaseModel]:
     """Names and types of what a function takes after its first argument, and patterns of files, as a model."""
     hints, taken = get_type_hints(function, include_extras=True), list(signature(function).parameters.values())[1:]
-    fields: dict[str, Any] = {p.name: (hints[p.name], ... if p.default is Parameter.empty else p.default) for p in taken}
+    must = Parameter.empty
+    fields: dict[str, Any] = {p.name: (hints[p.name], ... if p.default is must else p.default) for p in taken}
     fields |= {name: (list[str], []) for name in ("members", "exclude") if function.__name__ in READERS}
     return create_model(function.__name__, __config__=ConfigDict(strict=True, extra="forbid"), **fields)
 
 
-OPTIONS = {function.__name__: _options(function) for function in (*READERS.values(), readers.right_answer)}
+FUNCTIONS: dict[str, Callable[..., Any]] = {**READERS, "right_answer": readers.right_answer}
+OPTIONS = {name: _options(function) for name, function in FUNCTIONS.items()}
 ORIGINS = {"wheel": ("packages", "reader"), "installed": ("packages", "reader"), "hub": ("hub",), "file": ("files",)}
 """Where text can come from, and the fields that such an entry needs."""
 
@@ -354,6 +356,15 @@ def _cache_file(entry: Source) -> Path:
 def _cached(entry: Source) -> tuple[Document, ...]:
     """Documents through a file in the cache."""
     return tuple(Document(*pair) for pair in cached_json(_cache_file(entry), lambda: _read(entry)))
+
+
+def attribution(source_ids: Iterable[str]) -> list[str]:
+    """A line for each source of a mix: what its text is, where it comes from and under which licence."""
+    lines = []
+    for entry in map(source, source_ids):
+        place = entry.hub or ", ".join(entry.packages or (Path(name).name for name in entry.files))
+        lines.append(f"{entry.id}: {entry.about} ({place}{entry.revision and '@'}{entry.revision}); {entry.licence}")
+    return lines
 
 
 def text_sha256(source_id: str) -> str:

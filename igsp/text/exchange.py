@@ -7,7 +7,6 @@ travels in the data set's description. A JSON line holds `input_ids` and the win
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import tempfile
@@ -18,25 +17,24 @@ from typing import Any
 
 import torch
 from datasets import Dataset, DatasetInfo, disable_progress_bars, enable_progress_bars, load_from_disk
+from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from igsp.assets import output_path, whole_or_nothing
-from igsp.errors import NotEnoughText, TokenizerMismatch, UnknownName, UsageError
-from igsp.models import tokenizer_fingerprint
-from igsp.text.windows import SEPARATOR, CalibrationSet, Window
+from igsp.errors import AssetError, NotEnoughText, TokenizerMismatch, UnknownName, UsageError, checked
+from igsp.models import leading_tokens, tokenizer_fingerprint
+from igsp.text import readers
+from igsp.text.readers import sound
+from igsp.text.windows import SEPARATOR, CalibrationSet, Origin, Window, conversation, cut, whole_numbers
 
 FORMATS = ("igsp", "datasets", "jsonl")
 
 
 def to_dataset(calibration: CalibrationSet) -> Dataset:
     """The windows as a `datasets.Dataset` of `n` rows: `input_ids` and an `attention_mask` of ones, `[seqlen]` each."""
-    origin = {
-        "sha256": calibration.sha256, "tokenizer": calibration.tokenizer, "spec": calibration.spec,
-        "windows": [asdict(window) for window in calibration.windows],
-    }
     ids = calibration.input_ids
     columns = {"input_ids": ids.tolist(), "attention_mask": torch.ones_like(ids).tolist()}
-    return Dataset.from_dict(columns, info=DatasetInfo(description=json.dumps({"igsp": origin})))
+    return Dataset.from_dict(columns, info=DatasetInfo(description=json.dumps({"igsp": calibration.origin()})))
 
 
 def export(calibration: CalibrationSet, path: str | Path, form: str = "datasets") -> Path:
@@ -75,25 +73,27 @@ def read(
 ) -> CalibrationSet:
     """A calibration set from a folder of ours, a folder written by `datasets`, or JSON lines (`.jsonl`, `.jsonl.gz`).
 
-    Rows hold `input_ids` or `text`. Rows of ids are windows: all of one length, or cut to `seqlen`. Texts are joined by
-    an empty line, tokenised and cut into windows of `seqlen`.
+    Rows hold `input_ids`, `text` or `messages`. Rows of ids are windows: all of one length, or cut to `seqlen`. Texts
+    are joined by an empty line, conversations laid out by the tokenizer's chat template; both are tokenised and cut
+    into windows of `seqlen` as `sample` does. Other columns are not looked at.
 
     Args:
         n: the first n windows; all by default.
 
     Raises:
-        UsageError: nothing that holds windows, rows of different lengths, padding, ids outside the vocabulary, or
-            text without a `seqlen`.
+        UsageError: nothing that holds windows, rows of different lengths, padding, ids outside the vocabulary, text
+            without a `seqlen`, messages without a chat template (names the file and the row).
         TokenizerMismatch: the rows say that another tokenizer cut them.
         NotEnoughText: fewer than `n` windows.
     """
+    whole_numbers(**{name: value for name, value in (("n", n), ("seqlen", seqlen)) if value is not None})
     path = Path(path)
     if (path / "windows.safetensors").exists():
         made = CalibrationSet.load(path)
     elif (path / "state.json").exists() or (path / "dataset_dict.json").exists():
         made = _from_dataset(path, tokenizer, seqlen)
     elif path.is_file() and path.name.endswith((".jsonl", ".jsonl.gz")):
-        made = _from_rows(_json_lines(path), path, tokenizer, seqlen)
+        made = _from_rows(_file_rows(path), path, tokenizer, seqlen)
     else:
         raise UsageError(
             f"'{path}' holds no calibration set: give a folder written by `igsp calibrate` or by "
@@ -106,38 +106,64 @@ def read(
     )
 
 
+class _Turn(BaseModel):
+    """What a chat template needs of a turn; it may hold more."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    role: str
+    content: str
+
+
+class _Row(BaseModel):
+    """A row that enters: ids, text or messages, and where a window of ours came from."""
+
+    model_config = ConfigDict(strict=True)
+
+    input_ids: list[int] = []
+    attention_mask: list[int] | None = None
+    text: str = ""
+    messages: list[_Turn] = []
+    tokenizer: str | None = None
+    source: str | None = None
+    documents: list[str | int] | None = None
+    draw: int | None = None
+
+
+LOOKED_AT = {  # what a row holds -> the columns that count beside it
+    "input_ids": ("attention_mask", "tokenizer", "source", "documents", "draw"),
+    "text": ("tokenizer",), "messages": ("tokenizer",),
+}
+
+
 def _from_dataset(folder: Path, tokenizer: PreTrainedTokenizerBase, seqlen: int | None) -> CalibrationSet:
-    data = load_from_disk(str(folder))
-    if not isinstance(data, Dataset):
-        raise UsageError(f"'{folder}' holds the splits {', '.join(data)}: give the folder of one")
-    made = _from_rows(data, folder, tokenizer, seqlen)
     try:
-        origin = json.loads(data.info.description)["igsp"]
-    except (ValueError, KeyError, TypeError):  # a data set of other people
+        data = load_from_disk(str(folder))
+        if not isinstance(data, Dataset):
+            raise UsageError(f"'{folder}' holds the splits {', '.join(data)}: give the folder of one")
+        rows = list(data.with_format(None))
+    except UsageError:
+        raise
+    except Exception as error:  # the library and Arrow raise a dozen kinds for a damaged folder
+        raise UsageError(f"'{folder}' is no folder that `datasets` can read: {type(error).__name__}: {error}") from None
+    made = _from_rows(rows, folder, tokenizer, seqlen)
+    try:
+        described = json.loads(data.info.description)["igsp"]
+    except (ValueError, KeyError, TypeError, RecursionError):  # a data set of other people
         return made
-    if origin["tokenizer"] != made.tokenizer:
+    origin = checked(Origin, described, f"'{folder}', its description")
+    if origin.tokenizer != made.tokenizer:
         raise TokenizerMismatch(f"'{folder}' was cut with another tokenizer than this one: sample it again")
-    if origin["sha256"] != made.sha256:  # some of the rows, or cut shorter
+    if origin.sha256 != made.sha256:  # some of the rows, or cut shorter
         return made
-    windows = tuple(Window(w["source"], tuple(w["documents"]), w["draw"]) for w in origin["windows"])
-    return CalibrationSet(made.input_ids, windows, made.tokenizer, origin["spec"])
+    return CalibrationSet(made.input_ids, origin.windows, made.tokenizer, origin.spec)
 
 
-def _json_lines(path: Path) -> Iterator[Mapping[str, Any]]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    number = 0
+def _file_rows(path: Path) -> Iterator[Mapping[str, Any]]:
     try:
-        with opener(path, "rt", encoding="utf8") as lines:
-            for number, line in enumerate(lines, 1):
-                row = json.loads(line) if line.strip() else None
-                if isinstance(row, dict):
-                    yield row
-                elif row is not None:
-                    raise UsageError(f"'{path}', line {number}: a row is a JSON object, not {type(row).__name__}")
-    except json.JSONDecodeError as error:
-        raise UsageError(f"'{path}', line {number}: no JSON ({error})") from None
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UsageError(f"'{path}' cannot be read after line {number}: {error}") from None
+        yield from readers.rows(path)
+    except AssetError as error:
+        raise UsageError(str(error)) from None
 
 
 def _from_rows(
@@ -146,39 +172,46 @@ def _from_rows(
     fingerprint = tokenizer_fingerprint(tokenizer)
     ids: list[list[int]] = []
     windows: list[Window] = []
-    buffer: list[int] = []
-    for number, row in enumerate(rows, 1):
+    pieces: list[tuple[str, list[int]]] = []
+    for number, given in enumerate(rows, 1):
         where = f"'{path}', row {number}"
-        if row.get("tokenizer", fingerprint) != fingerprint:
+        holds = next((name for name in LOOKED_AT if given.get(name) is not None), None)
+        if holds is None:
+            columns = ", ".join(given) or "nothing"
+            raise UsageError(f"{where} has neither 'input_ids' nor 'text' nor 'messages'; it has {columns}")
+        row = checked(_Row, {k: v for k, v in given.items() if k == holds or k in LOOKED_AT[holds]}, where)
+        if row.tokenizer not in (None, fingerprint):
             raise TokenizerMismatch(f"{where} was cut with another tokenizer than this one: sample it again")
-        if "input_ids" in row:
-            seqlen = seqlen or len(row["input_ids"])
-            ids.append(_checked(row, seqlen, len(tokenizer), where))
-            documents = tuple(map(str, row.get("documents", (str(number),))))
-            windows.append(Window(str(row.get("source", path.stem)), documents, int(row.get("draw", 0))))
-        elif isinstance(row.get("text"), str):
-            if seqlen is None:
-                raise UsageError(f"{where} holds text: say how long the windows are to be (seqlen)")
-            buffer += tokenizer.encode(SEPARATOR + row["text"], add_special_tokens=False, verbose=False)
-            while len(buffer) >= seqlen:
-                ids.append(buffer[:seqlen])
-                windows.append(Window(path.stem, (str(number),), 0))  # the row in which the window ends
-                buffer = buffer[seqlen:]
+        if holds == "input_ids":
+            seqlen = seqlen or len(row.input_ids)
+            ids.append(_full(row, seqlen, len(tokenizer), where))
+            documents = (number,) if row.documents is None else row.documents
+            windows.append(Window(row.source or path.stem, tuple(map(str, documents)), row.draw or 0))
+        elif seqlen is None:
+            raise UsageError(f"{where} holds text: say how long the windows are to be (seqlen)")
+        elif holds == "messages":
+            turns = [turn.model_dump() for turn in row.messages]
+            pieces.append((str(number), conversation(tokenizer, turns, where)))
         else:
-            raise UsageError(f"{where} has neither 'input_ids' nor 'text'; it has {', '.join(row) or 'nothing'}")
+            text = SEPARATOR + sound(row.text)
+            pieces.append((str(number), tokenizer.encode(text, add_special_tokens=False, verbose=False)))
+    if pieces:
+        found, labels = cut(pieces, leading_tokens(tokenizer), seqlen or 1)
+        ids += found
+        windows += [Window(path.stem, documents, 0) for documents in labels]
     if not ids:
         raise NotEnoughText(str(path), 0, 1, seqlen or 1)
     spec = {"kind": "file", "file": path.name, "n": len(ids), "seqlen": seqlen}
     return CalibrationSet(torch.tensor(ids), tuple(windows), fingerprint, spec)
 
 
-def _checked(row: Mapping[str, Any], seqlen: int, vocabulary: int, where: str) -> list[int]:
+def _full(row: _Row, seqlen: int, vocabulary: int, where: str) -> list[int]:
     """The first `seqlen` ids of a row that holds at least so many real ones."""
-    ids = list(row["input_ids"])[:seqlen]
-    if len(ids) < seqlen:
+    ids, mask = row.input_ids[:seqlen], row.attention_mask
+    if not ids or len(ids) < seqlen:
         raise UsageError(f"{where} has {len(ids)} tokens, fewer than {seqlen}: windows are of one length, give seqlen")
-    if not all(list(row.get("attention_mask", ()))[:seqlen]):
+    if mask is not None and (len(mask) < seqlen or not all(mask[:seqlen])):
         raise UsageError(f"{where} is padded: calibration windows are full, drop the padding or give a shorter seqlen")
-    if not all(isinstance(i, int) and 0 <= i < vocabulary for i in ids):
+    if not all(0 <= token < vocabulary for token in ids):
         raise UsageError(f"{where} has ids outside the tokenizer's {vocabulary}: it was cut with another tokenizer")
     return ids

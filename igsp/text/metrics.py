@@ -15,7 +15,7 @@ from scipy.spatial.distance import jensenshannon
 from igsp.models import LanguageModel
 from igsp.text import ngrams
 from igsp.text.likelihood import window_losses
-from igsp.text.windows import CalibrationSet
+from igsp.text.windows import CalibrationSet, vocabulary_size
 
 # Of the metrics of a set. Whoever changes these numbers raises it: tests/test_golden.py.
 VERSION = 1
@@ -93,11 +93,6 @@ def entropy(counts: np.ndarray) -> float:
     """Shannon entropy in bits of the distribution that counts `[types]` stand for."""
     share = counts[counts > 0] / counts.sum()
     return float(-(share * np.log2(share)).sum())
-
-
-def vocabulary_size(lm: LanguageModel) -> int:
-    """Rows of the embedding: token ids lie below it."""
-    return int(lm.model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr,index]
 
 
 def reference_counts(texts: Mapping[str, list[str]], lm: LanguageModel) -> dict[str, np.ndarray]:

@@ -1,8 +1,8 @@
 """Exact n-gram counting in windows of tokens.
 
-An n-gram becomes one integer without hashing: token ids are packed side by side where they fit into
-64 bits; where they do not, an n-gram is the pair (first half, second half), each half replaced by its
-rank among the halves that occur. Equal integers therefore mean equal n-grams, always.
+An n-gram becomes one integer without hashing: token ids are packed side by side; where the next one does not fit
+into 64 bits, what is there is replaced by its rank among those that occur. Equal integers therefore mean equal
+n-grams, always.
 """
 
 from __future__ import annotations
@@ -39,22 +39,15 @@ def gram_keys(input_ids: Ids, order: int) -> NDArray[np.uint64]:
     if ids.shape[1] < order:
         return np.empty((len(ids), 0), dtype=np.uint64)
     bits = max(1, int(ids.max()).bit_length()) if ids.size else 1
-    return _keys(ids.astype(np.uint64), order, bits)
-
-
-def _keys(ids: NDArray[np.uint64], order: int, bits: int) -> NDArray[np.uint64]:
-    columns = ids.shape[1] - order + 1
-    if bits * order <= 64:
-        keys = ids[:, :columns].copy()
-        for offset in range(1, order):
-            keys <<= np.uint64(bits)
-            keys |= ids[:, offset : offset + columns]
-        return keys
-    first, second = order - order // 2, order // 2
-    head, head_bits = _ranks(_keys(ids, first, bits))
-    tail, tail_bits = (head, head_bits) if first == second else _ranks(_keys(ids, second, bits))
-    assert head_bits + tail_bits <= 64  # ranks are below the number of occurrences
-    return (head[:, :columns] << np.uint64(tail_bits)) | tail[:, first : first + columns]
+    keys, ids = ids.astype(np.uint64), ids.astype(np.uint64)
+    width = bits
+    for offset in range(1, order):
+        keys = keys[:, :-1]
+        if width + bits > 64:
+            keys, width = _ranks(keys)
+        assert width + bits <= 64  # ranks are below the number of occurrences
+        keys, width = keys << np.uint64(bits) | ids[:, offset:], width + bits
+    return keys
 
 
 def _ranks(keys: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], int]:

@@ -73,7 +73,7 @@ def installed_files(packages: Sequence[str], members: Sequence[str], exclude: Se
     Raises:
         AssetError: a package is not installed.
     """
-    places = {}
+    places: dict[str, Path] = {}
     for package in packages:
         try:
             folder = (
@@ -230,8 +230,9 @@ _GSM = "reasoning_gym.arithmetic.gsm_symbolic"
 def gsm_templates(files: Files, rounds: Positive, seed: int) -> list[Text]:
     """Word problems with worked solutions from 100 templates, `rounds` times over; ids `template/round`.
 
-    No file is read: the code of the pinned wheel runs, the only foreign code that does. The generators need the standard library alone, their package's `__init__` much more, so they are
-    imported under empty parent packages, straight from the wheel (zipimport). `sys.modules` is restored.
+    No file is read: code of the pinned wheel runs, the only foreign code that does. The generators need the standard
+    library alone, their package's `__init__` much more, so they are imported under empty parent packages, straight
+    from the wheel (zipimport). `sys.modules` is restored.
     """
     rng = random.Random(seed)
     texts: dict[str, str] = {}
