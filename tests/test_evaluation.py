@@ -11,6 +11,7 @@ import sys
 import datasets
 import pytest
 import torch
+from tiny import FAMILIES, tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -113,14 +114,21 @@ def test_accuracy_is_that_of_the_likeliest_choice(lm, own_suite):
     assert score.stderr == pytest.approx(torch.tensor(picked).std().item() / math.sqrt(7), rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+SHARE = {"llama", "gpt2", "gpt_neox", "olmo2", "opt", "phi3", "qwen3"}  # choices of an item may stand in one row
+
+
+@pytest.mark.parametrize("kind", ["capped", *FAMILIES])
 def test_scorer_gives_the_numbers_of_lm_evals_own_model(kind):
+    """In float32, one text at a time or many, whatever else is in the batch."""
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    from igsp.scoring.harness import Scorer
+    from igsp.scoring.scorer import Scorer
 
-    model = tiny(kind)
+    longest = {"max_position_embeddings": 256} if "max_position_embeddings" in FAMILIES.get(kind, {}) else {}
+    longest = {"n_positions": 256} if kind == "gpt2" else longest
+    model = tiny("gemma2") if kind == "capped" else tiny_model(kind, vocab_size=257, **longest)
+    model = LanguageModel(model.model, byte_tokenizer(), kind, "0" * 64)
     pairs = [("a b", " c"), ("a b", " d"), ("", "start"), ("one two", " four five"), ("x" * 90, " y"),
              ("a b", " cc"), ("one two", " six"), ("x" * 90, " zz zz"), ("a", "b"), ("a", "c")]
     requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
@@ -129,7 +137,7 @@ def test_scorer_gives_the_numbers_of_lm_evals_own_model(kind):
     expected = stock.loglikelihood(requests), stock.loglikelihood_rolling(rolling)
     for batch_size, tokens in ((None, 4096), (1, 4096), (None, 10), (3, 200)):
         scorer = Scorer(model, batch_size, tokens, progress=False)
-        assert (scorer._decoder is None) == (kind == "gemma2")
+        assert scorer._shares == (kind in SHARE)
         found = scorer.loglikelihood(requests)
         assert [total for total, _ in found] == pytest.approx([total for total, _ in expected[0]], abs=1e-4)
         assert [greedy for _, greedy in found] == [greedy for _, greedy in expected[0]]
@@ -304,7 +312,7 @@ def test_a_damaged_item_file_is_built_again(tmp_path, monkeypatch):
 def test_importing_the_module_does_not_import_lm_eval():
     import subprocess
 
-    code = "import sys, igsp.evaluation, igsp.items; assert 'lm_eval' not in sys.modules"
+    code = "import sys, igsp.scoring.evaluation, igsp.scoring.items; assert 'lm_eval' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -366,7 +374,7 @@ def published(tmp_path, monkeypatch):
 
 def asked(lm, path, monkeypatch):
     """Contexts that the first task of a suite asks the model to go on from, with what it writes."""
-    from igsp.scoring.harness import Scorer
+    from igsp.scoring.scorer import Scorer
 
     seen = []
     generate = Scorer.generate_until
@@ -527,7 +535,7 @@ def test_choices_from_published_sets_are_well_formed(name):
 @pytest.mark.parametrize("suite", [SMALL, PAPER], ids=lambda suite: suite.name)
 def test_every_task_that_the_mirror_holds_can_be_scored(lm, suite, monkeypatch):
     from igsp.scoring import sandbox
-    from igsp.scoring.harness import Scorer
+    from igsp.scoring.scorer import Scorer
 
     def few_tokens(self, context, max_length, **options):
         return generate(self, context, max_length=context.shape[1] + 4, **options)

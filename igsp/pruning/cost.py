@@ -162,7 +162,7 @@ def suite_texts(suite: str | Path) -> dict[str, set[str]]:
     for entry in loaded.tasks:
         members = harness.load_tasks(entry.task, task_folders(loaded), entry.shots, entry.runs_code)
         for name, limit in harness.shares(members, entry.limit).items():
-            with harness._quiet():
+            with harness.quiet():
                 members[name].build_all_requests(limit=limit)
         requests = [request.args for task in members.values() for request in task.instances]
         found[entry.task] = {text for texts in requests for text in texts if isinstance(text, str)}

@@ -280,6 +280,7 @@ def evaluate(
             "run_code=True (`igsp evaluate --run-code`; they run in a sandbox), or choose other tasks with tasks=[...]"
         )
     from igsp.scoring import harness  # imports lm-eval, which takes seconds
+    from igsp.scoring.scorer import Scorer
 
     built = _load(chosen, task_folders(loaded))
     limits: dict[str, int] = {}
@@ -287,9 +288,8 @@ def evaluate(
         limits |= harness.shares(built[task.task], min((n for n in (task.limit, limit) if n), default=None))
         if sum(limits[name] for name in built[task.task]) < part[1]:
             raise UsageError(f"task '{task.task}' has too few items for {part[1]} parts: raise its limit")
-    tokens = 4096 if lm.device.type == "cpu" else 32768
     members = {name: member for group in built.values() for name, member in group.items()}
-    results = harness.run(harness.Scorer(lm, batch_size, tokens, progress), members, limits, part)
+    results = harness.run(Scorer(lm, batch_size, progress=progress), members, limits, part, progress)
     shots = {task.task: next(iter(built[task.task].values())).get_config("num_fewshot") for task in chosen}
     settings = {
         "lm_eval": importlib.metadata.version("lm-eval"), "add_bos_token": bool(leading_tokens(lm.tokenizer)),

@@ -5,7 +5,6 @@ Imported only when something is evaluated: lm-eval takes seconds to import.
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
 import importlib.metadata
@@ -18,7 +17,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,44 +25,21 @@ import datasets
 import jinja2
 import lm_eval.api.model
 import lm_eval.api.task
-import torch
+from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.evaluator import evaluate as lm_eval_evaluate
-from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, Kind, TaskIndex
 from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval.utils import env as templates
 from tqdm import tqdm
 
-from igsp.errors import NumericalError, UnknownName, UsageError
-from igsp.models import LanguageModel, leading_tokens
+from igsp.errors import UnknownName, UsageError
 from igsp.scoring.items import NotAtHand, Row, cut, file_rows, in_fixed_order, pack, table
 from igsp.scoring.items import rows as item_rows
 from igsp.text.windows import largest_remainder
 
 PASS_AT_1 = "pass@1"
-Request = tuple[Any, list[int], list[int]]  # key, tokens of the context, tokens of the continuation
-
-
-@dataclass(frozen=True)
-class Group:
-    """Requests with a common prefix: its tokens, the input tokens of each request after it, the requests' indices."""
-
-    prefix: tuple[int, ...]
-    tails: list[list[int]]
-    requests: list[int]
-
-    @property
-    def longest(self) -> int:
-        """Length of the longest tail."""
-        return max(map(len, self.tails))
-
-    def parts(self) -> list[Group]:
-        """The group itself, or its requests one by one where no prefix is shared."""
-        if self.prefix and len(self.tails) > 1:
-            return [self]
-        return [Group((), [[*self.prefix, *tail]], [i]) for tail, i in zip(self.tails, self.requests, strict=True)]
 
 
 class RowsTask(ConfigurableTask):
@@ -171,7 +146,7 @@ def _lm_eval_index(name: str) -> dict[str, Entry]:
     root = Path(str(importlib.util.find_spec("lm_eval").submodule_search_locations[0])) / "tasks"  # type: ignore
     line = re.compile(rf"^['\"]?(?:task|group)['\"]?: *['\"]?{re.escape(name)}['\"]? *$", re.MULTILINE)
     found = next((path for path in sorted(root.rglob("*.yaml")) if line.search(path.read_text("utf8"))), None)
-    with _quiet():
+    with quiet():
         return TaskIndex.build([root / found.relative_to(root).parts[0]]) if found else TaskManager().task_index
 
 
@@ -188,7 +163,7 @@ def _build(name: str, path: Path, shots: int | None, run_code: bool, hub: bool) 
             template = templates.from_string(config["doc_to_target"])
             parts = [cut(template.render(**row).strip(), size) for row in rows[split]]
             rows, config["doc_to_target"] = {split: [{"text": piece} for piece in pack(parts, size)]}, "text"
-        with _quiet():
+        with quiet():
             task = RowsTask({**config, "task": name, "num_fewshot": shots}, rows, parts)
     except (KeyError, TypeError, AttributeError, ValueError, jinja2.UndefinedError) as error:
         columns = ", ".join(rows[split][0]) if rows.get(split) else "none, it has no rows"
@@ -298,153 +273,8 @@ def shares(tasks: Mapping[str, Task], limit: int | None) -> dict[str, int]:
     return largest_remainder(sizes, limit) if limit and limit < total else sizes
 
 
-class Scorer(HFLM):
-    """lm-eval's Hugging Face model, scoring with less work and in float32.
-
-    Against the stock class: choices that share a context run it once, the language-model head runs on the scored
-    positions alone and a cache-sized block at a time, log-probabilities are float32 whatever the model computes
-    in, and batches are filled by tokens.
-    """
-
-    def __init__(self, lm: LanguageModel, batch_size: int | None, tokens: int, progress: bool) -> None:
-        with _quiet():
-            super().__init__(
-                pretrained=lm.model, backend="causal", max_length=lm.max_positions,
-                add_bos_token=bool(leading_tokens(lm.tokenizer)),
-                tokenizer=copy.deepcopy(lm.tokenizer),  # lm-eval may add a pad token to it
-                batch_size=1 << 30,  # all requests in one call: batches are cut below
-            )
-        self._sequences, self._tokens, self.progress, self._name = batch_size or 1 << 30, tokens, progress, lm.name
-        self._at_once = batch_size or tokens // 1024  # sequences that are written at the same time
-        self._block = 128 if lm.device.type == "cpu" else 4096  # positions whose logits fit the processor's cache
-        self._decoder = _decoder(lm.model)
-        self._shares = _full_attention(lm.model.config)
-
-    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Text that greedy decoding (or what the task says) writes after each context."""
-        before: int = self.batch_size
-        self.batch_size_per_gpu = self._at_once
-        try:
-            return super().generate_until(requests, disable_tqdm=not self.progress)
-        finally:
-            self.batch_size_per_gpu = before
-
-    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood (nats) of each whole text."""
-        return super().loglikelihood_rolling(requests, disable_tqdm=True)  # the bar is that of the scoring below
-
-    def _loglikelihood_tokens(
-        self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
-    ) -> list[tuple[float, bool]]:
-        """Log-probability (nats) of each continuation and whether greedy decoding would write it."""
-        scores: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        with tqdm(total=len(requests), desc="scoring", disable=not self.progress, leave=False) as bar:
-            for batch in batches(self._groups(requests), self._sequences, self._tokens):
-                indices = [i for group in batch for i in group.requests]
-                for i, answer in zip(indices, self._score(batch, [requests[i][2] for i in indices]), strict=True):
-                    scores[i] = answer
-                bar.update(len(indices))
-        return scores
-
-    def _groups(self, requests: Sequence[Request]) -> list[Group]:
-        """Requests by shared prefix: all tokens of the context but the last, which predicts the first scored one."""
-        groups: dict[tuple[int, ...], Group] = {}
-        for index, (_, context, continuation) in enumerate(requests):
-            tokens = (context + continuation)[-(self.max_length + 1) :]
-            split = len(tokens) - len(continuation) - 1 if self._shares else 0
-            group = groups.setdefault(tuple(tokens[:split]), Group(tuple(tokens[:split]), [], []))
-            group.tails.append(tokens[split:-1])
-            group.requests.append(index)
-        found = [part for group in groups.values() for part in group.parts()]
-        return sorted(found, key=lambda group: (-len(group.prefix), -group.longest, group.requests))
-
-    @torch.inference_mode()
-    def _score(self, batch: Sequence[Group], continuations: Sequence[list[int]]) -> list[tuple[float, bool]]:
-        """Scores the tails of groups, row after row; a continuation is what its tail predicts at its end."""
-        body = self._decoder or self.model
-        owner = torch.tensor([row for row, group in enumerate(batch) for _ in group.tails], device=self.device)
-        tails = [tail for group in batch for tail in group.tails]
-        ids, mask = self._padded(tails)
-        if batch[0].prefix:
-            shared, before = self._padded([group.prefix for group in batch])
-            cache = body(shared, attention_mask=before, use_cache=True).past_key_values
-            cache.batch_select_indices(owner)
-            positions = before.sum(1)[owner][:, None] + torch.arange(ids.shape[1], device=self.device)
-            mask = torch.cat([before[owner], mask], 1)
-            states = body(ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)[0]
-        else:  # padding lies to the right of everything that is scored: causal attention needs no mask for it
-            states = body(ids, use_cache=False)[0]
-        sizes = [len(tokens) for tokens in continuations]
-        ends = [len(tail) for tail in tails]
-        spans = [states[row, end - size : end] for row, (end, size) in enumerate(zip(ends, sizes, strict=True))]
-        targets = torch.tensor([token for tokens in continuations for token in tokens], device=self.device)
-        likelihood, greedy = self._likelihood(torch.cat(spans), targets)
-        totals = [part.sum(dtype=torch.float64).item() for part in likelihood.split(sizes)]
-        if not all(map(math.isfinite, totals)):
-            raise NumericalError(
-                f"model '{self._name}' gives a text no finite likelihood: its weights or activations are not finite"
-            )
-        return list(zip(totals, [bool(part.all()) for part in greedy.split(sizes)], strict=True))
-
-    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows padded on the right to one length, and their attention mask, both `[rows, length]`."""
-        length = max(map(len, rows))
-        ids = torch.tensor([[*row, *[0] * (length - len(row))] for row in rows], device=self.device)
-        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows], device=self.device)
-        return ids, mask
-
-    def _likelihood(self, states: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probability of each target `[positions]`, and whether it is the most likely token."""
-        likelihood, greedy = [], []
-        for part, target in zip(states.split(self._block), targets.split(self._block), strict=True):
-            logits = (self.model.get_output_embeddings()(part) if self._decoder else part).float()
-            own = logits.gather(1, target[:, None])[:, 0]
-            likelihood.append(own - logits.logsumexp(-1))
-            greedy.append(own == logits.amax(-1))
-        return torch.cat(likelihood), torch.cat(greedy)
-
-
-@torch.inference_mode()
-def _decoder(model: Any) -> Any:
-    """The model without its head, if output embeddings after it give the model's logits; else None.
-
-    They do not where a model scales or caps its logits; such a model is called as a whole.
-    """
-    head, decoder = model.get_output_embeddings(), model.get_decoder()
-    if head is None or decoder is None or decoder is model:
-        return None
-    probe = torch.arange(1, 9, device=model.device)[None]
-    whole, split = model(probe, use_cache=False).logits.float(), head(decoder(probe, use_cache=False)[0]).float()
-    return decoder if (whole - split).abs().max() <= 0.02 * whole.abs().max() else None
-
-
-def _full_attention(config: Any) -> bool:
-    """Whether every layer attends to all that came before: only then may padding stand inside a cached prefix."""
-    kinds = getattr(config, "layer_types", None)
-    return set(kinds) == {"full_attention"} if kinds else getattr(config, "sliding_window", None) is None
-
-
-def batches(groups: Sequence[Group], sequences: int, tokens: int) -> Iterator[list[Group]]:
-    """Cuts groups, ordered by length, into batches of at most `sequences` rows and `tokens` padded tokens.
-
-    A group is never cut, and groups with and without a prefix are not mixed.
-    """
-    batch: list[Group] = []
-    rows = longest = 0
-    for group in groups:
-        longest = max(longest, group.longest)
-        rows += len(group.tails)
-        full = rows > sequences or rows * (len((batch or [group])[0].prefix) + longest) > tokens
-        if batch and (full or bool(group.prefix) != bool(batch[0].prefix)):
-            yield batch
-            batch, rows, longest = [], len(group.tails), group.longest
-        batch.append(group)
-    if batch:
-        yield batch
-
-
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Switches off lm-eval's own bars, one per task and step, for which it offers no argument, and its advice."""
     modules: tuple[Any, ...] = (lm_eval.api.task, lm_eval.api.model)
     before = [module.tqdm for module in modules]
@@ -465,21 +295,22 @@ def _quiet() -> Iterator[None]:
 
 
 def run(
-    scorer: Scorer, tasks: Mapping[str, Task], limits: Mapping[str, int], part: tuple[int, int] = (0, 1)
+    scorer: LM, tasks: Mapping[str, Task], limits: Mapping[str, int], part: tuple[int, int] = (0, 1),
+    progress: bool = False,
 ) -> dict[str, list[dict[str, Any]]]:
     """lm-eval's per-item results of each task, in the order of its rows, for a part of the first `limits[task]`.
 
     A task with several filters gives one result per item and filter.
     """
     chosen = {name: list(range(n))[part[0] :: part[1]] for name, n in limits.items() if n > part[0]}
-    with _quiet():
+    with quiet():
         found = lm_eval_evaluate(
             lm=scorer, task_dict={"tasks": {name: tasks[name] for name in chosen}, "groups": {}}, samples=chosen,
             bootstrap_iters=0, log_samples=True, confirm_run_unsafe_code=True,
         )["samples"]
     for name in chosen:
         if tasks[name].get_config("unsafe_code"):
-            _run_programs(found[name], scorer.progress)
+            _run_programs(found[name], progress)
     return {name: sorted(found.get(name, []), key=lambda item: item["doc_id"]) for name in tasks}
 
 
