@@ -6,10 +6,13 @@ It has what `igsp.study.engine` asks of a study. A cell takes as long as it is t
 from __future__ import annotations
 
 import functools
+import heapq
 import os
+import random
 import signal
 import time
 from collections import Counter
+from concurrent.futures import BrokenExecutor, Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,34 +113,83 @@ def wait_for_cells(root, count, limit=120):
 
 
 class Inline:
-    """An executor in this process; notes what the scheduler asked of it, and loses the worker at some tasks."""
+    """An executor in this process; notes the tasks that it was given, and loses the worker at some of them."""
 
     def __init__(self, study, slots=1, lose=()):
-        self.study, self.slots, self.lose, self.queue, self.seen = study, slots, list(lose), [], []
-        self.worker = executors.Worker(lambda: study)
-        self.ready = executors.Ready(self.worker.about())
-        self.lost = executors.Lost("was lost")
+        self.study, self.slots, self.lose, self.seen = study, slots, list(lose), []
 
-    def start(self, make):
-        self.queue = [(slot, self.ready) for slot in range(self.slots)]
-
-    def submit(self, slot, task, spec, sets):
-        self.seen.append((str(task), [(name, draw) for name, draw, _ in sets]))
-        if str(task) in self.lose:
-            self.lose.remove(str(task))
-            self.queue += [(slot, self.lost), (slot, self.ready)]
+    def submit(self, slot, call, *arguments):
+        future = Future()
+        if call is executors.begin:
+            arguments = (lambda: self.study,)
         else:
-            self.queue.append((slot, self.worker.perform(task, spec, sets)))
+            task, _, sets = arguments
+            self.seen.append((str(task), [(name, draw) for name, draw, _ in sets]))
+            if str(task) in self.lose:
+                self.lose.remove(str(task))
+                future.set_exception(BrokenExecutor())
+                return future
+        future.set_result(call(*arguments))
+        return future
 
-    def events(self, timeout):
-        taken, self.queue = self.queue, []
-        return taken
+    def replace(self, slot):
+        return "was lost"
 
-    def restart(self, slot):
-        self.queue.append((slot, self.ready))
+    def stop(self):
+        pass
+
+
+class Simulated:
+    """An executor whose workers exist on paper: log-normal times, rare failures and deaths, a clock of its own."""
+
+    def __init__(self, study, slots, failing=0.0, losing=0.0, seed=0):
+        self.study, self.slots, self.failing, self.losing = study, slots, failing, losing
+        self.random, self.now, self.queue, self.busy, self.deaths = random.Random(seed), 0.0, [], 0.0, 0
+
+    def _later(self, seconds, call, *arguments):
+        future = Future()
+        heapq.heappush(self.queue, (self.now + seconds, self.random.random(), future, call, *arguments))
+        return future
+
+    def submit(self, slot, call, *arguments):
+        if call is executors.begin:
+            return self._later(self.random.uniform(10, 30), lambda: (self.study.numbers, "", False))
+        task, spec, _ = arguments
+        seconds = self.random.lognormvariate(6 if task.stage == "cell" else 3, 0.5)  # median 400 s a cell, 20 s others
+        self.busy += seconds
+        luck = self.random.random()
+        if luck < self.losing:
+            self.deaths += 1
+            return self._later(seconds / 2, self._die)
+        if luck < self.losing + self.failing:
+            return self._later(seconds, lambda: (None, "sampled failure", False))
+        return self._later(seconds, lambda: (self.study.perform(task, spec), "", False))
+
+    def _die(self):
+        raise BrokenExecutor
+
+    def advance(self):
+        """The next thing happens."""
+        if self.queue:
+            self.now, _, future, call = heapq.heappop(self.queue)
+            try:
+                future.set_result(call())
+            except BrokenExecutor as error:
+                future.set_exception(error)
+
+    def replace(self, slot):
+        return "was lost"
 
     def stop(self):
         self.queue = []
+
+
+class OnPaper(executors.Scheduler):
+    """The scheduler, on the clock of simulated workers."""
+
+    def _wait(self):
+        self.executor.advance()
+        super()._wait()
 
 
 def finish(root, **options):

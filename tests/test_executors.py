@@ -1,7 +1,9 @@
 """A grid on many workers: every cell once, the same numbers, whatever dies in between."""
 
+import functools
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -11,7 +13,22 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from light import NAMES, Inline, LightStudy, dies, finish, log, maker, numbers, run, twice, wait_for_cells
+from light import (
+    NAMES,
+    Inline,
+    LightStudy,
+    LightTask,
+    OnPaper,
+    Simulated,
+    dies,
+    finish,
+    log,
+    maker,
+    numbers,
+    run,
+    twice,
+    wait_for_cells,
+)
 from toy import ToyStudy
 
 from igsp.cli import main
@@ -19,7 +36,7 @@ from igsp.errors import IgspError
 from igsp.provenance import key_of
 from igsp.study import engine as executors
 from igsp.study.engine import LocalPool, Pace, plan, survey
-from igsp.study.records import Store
+from igsp.study.records import Record, Store
 from igsp.study.study import Task
 
 
@@ -254,12 +271,60 @@ def test_a_task_under_way_elsewhere_is_shown_as_running_and_left_to_the_other(tm
     assert not driver.is_alive() and not [r for r in survey(study, tasks) if r["state"] != "done"]
 
 
+class Grid(LightStudy):
+    """Many cells for each calibration set, and a store that answers one request in twenty with an error."""
+
+    def __init__(self, root, cells, errors=0.05):
+        super().__init__(root, names=tuple(f"set-{i}" for i in range(50)))
+        self.cells, self.errors, self.random, self.begun = cells, errors, random.Random(1), Counter()
+        for name in ("get", "put", "claim"):
+            setattr(self.store, name, functools.partial(self._ask, getattr(self.store, name)))
+
+    def _ask(self, request, *arguments):
+        luck = self.random.random()
+        if luck < self.errors / 2:
+            raise OSError("no answer")
+        answer = request(*arguments)
+        if luck < self.errors and request.__name__ == "put":
+            raise OSError("an answer that was lost")
+        return answer
+
+    def tasks(self):
+        sets = {LightTask("calibration", name): () for name in self.names}
+        return sets | {
+            LightTask("cell", self.names[i % 50], i): (LightTask("calibration", self.names[i % 50]),)
+            for i in range(self.cells)
+        }
+
+    def specification(self, task):
+        return super().specification(task) | {"draw": task.draw}
+
+    def perform(self, task, spec, sets=()):
+        assert not Path(self.store.path(key_of(spec))).exists(), "computed though it was on record"
+        self.begun[task] += 1
+        return Record(spec, {"value": task.draw}, {"seconds": 0.0}), None
+
+
+def test_a_thousand_workers_that_die_at_random_and_a_store_that_fails_lose_nothing(tmp_path):
+    cells = int(os.environ.get("IGSP_SIMULATED_CELLS", "20000"))
+    study = Grid(tmp_path, cells)
+    tasks, workers = study.tasks(), Simulated(study, 1000, losing=0.01)
+    begun = time.process_time()
+    summary = OnPaper(study, tasks, workers, progress=False).run(maker(tmp_path))
+    each = 1000 * (time.process_time() - begun) / len(tasks)
+    print(f"{len(tasks)} tasks, {workers.deaths} deaths, {each:.2f} ms of the driver each")
+    assert workers.deaths > cells / 200 and not summary.blocked
+    assert summary.computed == summary.done == len(tasks) and not summary.failed
+    assert set(study.begun.values()) == {1} and len(os.listdir(tmp_path / "cells")) == len(tasks)
+    assert each < 5
+
+
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
     """`igsp study` on the toy; returns exit code and output."""
     import igsp.study.study
 
-    monkeypatch.setattr(igsp.study, "Study", ToyStudy)
+    monkeypatch.setattr(igsp.study.study, "Study", ToyStudy)
 
     def call(action, *arguments):
         code = main(["study", action, "--store", str(tmp_path / "store"), *arguments])

@@ -3,16 +3,20 @@
 The driver (the process that calls `run`) holds the lock of every task under way, writes every record and shows the
 progress. Workers only compute: they keep the model in memory between tasks and never touch the store, so a worker that
 dies loses one task, which the next worker takes up, and a driver that dies loses the tasks under way.
-`igsp.cluster` has the same workers on a Ray cluster.
+`igsp.study.cluster` has the same workers on a Ray cluster.
+
+What crosses by pickle: to a worker the function that makes its study, then task, specification, calibration sets and
+pools; back come record, set or pool, or the reason of a failure as text. `LocalPool` sends them through pipes that the
+two processes inherit and no other can open; nothing listens on a port.
 """
 
-# Neither torch nor igsp.study is imported with this module: a worker sets its threads and its GPU before they load.
+# Neither torch nor the study is imported with this module: a worker sets its threads and its GPU before they load.
 from __future__ import annotations
 
 import heapq
 import multiprocessing
 import os
-import pickle
+import queue
 import signal
 import statistics
 import sys
@@ -20,10 +24,12 @@ import threading
 import time
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, Future
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
+from graphlib import TopologicalSorter
+from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Protocol
 from unittest.mock import patch
 
@@ -36,89 +42,55 @@ from igsp.study.records import Record
 if TYPE_CHECKING:
     from igsp.study.study import Study, Task
 
-ATTEMPTS = 3  # times that a task may lose its worker, or a worker die at its start, before it counts as failed
+ATTEMPTS = 3  # times that a task may lose its worker, or a worker die at its start
 PATIENCE = 3.0  # seconds for workers to leave by themselves
 SHOWN = 8  # lines of running tasks on a terminal
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 Tasks = Mapping["Task", Sequence["Task"]]
-Sets = Sequence[tuple[str, int, Any]]  # calibration sets and pools: name (of a pool: ""), draw, set
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A worker has started; `about` tells what its numbers depend on."""
-
-    about: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Done:
-    """A task is computed. `product` is the calibration set or pool that other tasks may need."""
-
-    record: Record
-    product: Any = None
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A task or the start of a worker raised. `broken`: not on purpose, the worker may be in a bad state."""
-
-    reason: str
-    broken: bool = False
-
-
-@dataclass(frozen=True)
-class Lost:
-    """A worker is gone, and with it the task it was at; the executor is starting another in its place."""
-
-    reason: str
+Answer = tuple[Any, str, bool]  # result; the reason why there is none; whether the worker may be in a bad state
 
 
 class Executor(Protocol):
-    """Workers by number. Each says `Ready` when it has started, and again after it was lost."""
+    """Workers by number, each a process that does one call after the other. A worker begins with its first call."""
 
     slots: int
 
-    def start(self, make: Callable[[], Study]) -> None:
-        """Starts the workers; each makes a study of its own."""
+    def submit(self, slot: int, call: Callable[..., Answer], *arguments: Any) -> Future[Answer]:
+        """Has a worker call a function. The future raises BrokenExecutor where the worker dies."""
 
-    def submit(self, slot: int, task: Task, spec: dict[str, Any], sets: Sets) -> None:
-        """Gives a task to a worker that is ready and idle."""
-
-    def events(self, timeout: float) -> Iterable[tuple[int, Ready | Done | Failed | Lost]]:
-        """What happened, by worker; waits up to `timeout` seconds for it."""
-
-    def restart(self, slot: int) -> None:
-        """Replaces an idle worker by a fresh one."""
+    def replace(self, slot: int) -> str:
+        """Ends a worker if it lives; its next call goes to a fresh one. Returns how it ended."""
 
     def stop(self) -> None:
         """Ends all workers, whatever they are at."""
 
 
-class Worker:
-    """A study kept warm: the model is loaded by the first task that needs it."""
-
-    def __init__(self, make: Callable[[], Study]) -> None:
-        self.study = make()
-
-    def about(self) -> dict[str, Any]:
-        """What its numbers depend on, to be compared with the driver's."""
-        return about(self.study)
-
-    def perform(self, task: Task, spec: dict[str, Any], sets: Sets) -> Done | Failed:
-        """Computes one task; an error becomes a reason."""
-        try:
-            return Done(*self.study.perform(task, spec, sets))
-        except IgspError as error:
-            return Failed(str(error))
-        except Exception as error:
-            return Failed(describe(error), broken=True)
+_study: Study | None = None  # of this worker: the model is loaded by the first task that needs it, and kept
 
 
-def about(study: Study) -> dict[str, Any]:
-    """Model, device, dtype and versions of a study."""
-    return dict(study.numbers)
+def begin(make: Callable[[], Study]) -> Answer:
+    """In a worker: makes its study; the result says what its numbers depend on."""
+    global _study
+    try:
+        _study = make()
+        return dict(_study.numbers), "", False
+    except Exception as error:
+        return None, describe(error), True
+
+
+def perform(task: Task, spec: dict[str, Any], sets: Sequence[tuple[str, int, Any]]) -> Answer:
+    """In a worker: one task; the result is its record, and the set or pool that other tasks may need.
+
+    `sets`: calibration sets and pools that other workers made, as (name, of a pool "", draw, set).
+    """
+    assert _study is not None
+    try:
+        return _study.perform(task, spec, sets), "", False
+    except IgspError as error:
+        return None, str(error), False
+    except Exception as error:
+        return None, describe(error), True
 
 
 def describe(error: BaseException) -> str:
@@ -129,7 +101,7 @@ def describe(error: BaseException) -> str:
 
 
 class LocalPool:
-    """Worker processes on this machine, each with its share of the cores or its GPU.
+    """Worker processes on this machine, each with its share of the cores or its GPU, at the other end of a pipe.
 
     Args:
         jobs: workers; by default one per GPU, or one per core where the study runs on the CPU.
@@ -141,69 +113,67 @@ class LocalPool:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.slots = jobs or len(gpus) or cores
         self.threads, self.gpus = threads or max(1, cores // self.slots), gpus
-        self._context = multiprocessing.get_context("spawn")  # a fork would share locks and CUDA with the driver
         self._workers: dict[int, tuple[Any, Connection]] = {}
-        self._deaths: Counter[int] = Counter()
 
-    def start(self, make: Callable[[], Study]) -> None:
-        self._make = pickle.dumps(make)
-        for slot in range(self.slots):
-            self._spawn(slot)
+    def submit(self, slot: int, call: Callable[..., Answer], *arguments: Any) -> Future[Answer]:
+        if slot not in self._workers:
+            self._workers[slot] = self._spawn(slot)
+        future: Future[Answer] = Future()
+        message = (self._workers[slot][1], future, call, arguments)
+        threading.Thread(target=_exchange, args=message, daemon=True).start()
+        return future
 
-    def _spawn(self, slot: int) -> None:
+    def _spawn(self, slot: int) -> tuple[Any, Connection]:
         environment = dict.fromkeys(THREADS, str(self.threads)) | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_serve, args=(theirs,), name=f"igsp-worker-{slot}")
+        context = multiprocessing.get_context("spawn")  # a fork would share locks and CUDA with the driver
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs,), name=f"igsp-worker-{slot}")
         with patch.dict(os.environ, environment):  # it imports the driver's main module first, which may load torch
             process.start()
         theirs.close()
-        self._workers[slot] = (process, ours)
-        with suppress(OSError):  # it died at once: the next look at its end of the pipe tells
-            ours.send_bytes(self._make)
+        return process, ours
 
-    def submit(self, slot: int, task: Task, spec: dict[str, Any], sets: Sets) -> None:
-        with suppress(OSError):
-            self._workers[slot][1].send_bytes(pickle.dumps((task, spec, sets)))
-
-    def events(self, timeout: float) -> list[tuple[int, Ready | Done | Failed | Lost]]:
-        slots = {connection: slot for slot, (_, connection) in self._workers.items()}
-        return [(slots[c], self._receive(slots[c])) for c in wait(list(slots), timeout)]  # type: ignore[index, arg-type]
-
-    def _receive(self, slot: int) -> Ready | Done | Failed | Lost:
-        process, connection = self._workers[slot]
-        try:
-            message: Ready | Done | Failed = pickle.loads(connection.recv_bytes())
-        except (EOFError, OSError):
-            process.join()
-            self._deaths[slot] += 1
-            reason = _ending(process.exitcode)
-            if self._deaths[slot] >= ATTEMPTS:
-                raise IgspError(f"worker {slot} {reason} {ATTEMPTS} times before it had finished anything") from None
-            connection.close()
-            self._spawn(slot)
-            return Lost(reason)
-        if not isinstance(message, Ready):
-            self._deaths[slot] = 0
-        return message
-
-    def restart(self, slot: int) -> None:
-        process, connection = self._workers[slot]
+    def replace(self, slot: int) -> str:
+        process, connection = self._workers.pop(slot)
         process.kill()
         process.join()
         connection.close()
-        self._spawn(slot)
+        code = process.exitcode
+        if code == -signal.SIGKILL:
+            return "was killed (SIGKILL: out of memory, if nobody did it)"
+        return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
     def stop(self) -> None:
-        for _, connection in self._workers.values():
-            connection.close()  # an idle worker leaves by itself
         end = time.monotonic() + PATIENCE
+        for _, connection in self._workers.values():
+            with suppress(OSError):
+                connection.send(None)  # an idle worker leaves by itself
         for process, _ in self._workers.values():
             process.join(max(0.0, end - time.monotonic()))
-            process.kill()
-            process.join()
-        self._workers.clear()
+        for slot in list(self._workers):
+            self.replace(slot)
+
+
+def _exchange(worker: Connection, future: Future[Answer], *message: Any) -> None:
+    try:
+        worker.send(message)
+        future.set_result(worker.recv())
+    except (EOFError, OSError):
+        future.set_exception(BrokenExecutor())
+    except Exception as error:  # it cannot be pickled
+        future.set_exception(error)
+
+
+def _serve(connection: Connection) -> None:
+    """Life of a worker process: one call after the other until the driver says that it is over."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver decides
+    tqdm.set_lock(threading.RLock())  # its own lock is a semaphore of the system, which a killed worker would leave
+    threading.Thread(target=_end_with_driver, daemon=True).start()
+    while message := connection.recv():
+        call, arguments = message
+        connection.send(call(*arguments))
 
 
 def visible_gpus() -> list[str]:
@@ -212,29 +182,6 @@ def visible_gpus() -> list[str]:
 
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     return given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
-
-
-def _ending(code: int) -> str:
-    if code == -signal.SIGKILL:
-        return "was killed (SIGKILL: out of memory, if nobody did it)"
-    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-
-
-def _serve(connection: Connection) -> None:
-    """Life of a worker process: makes its study, then one task after the other until the driver hangs up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver decides
-    threading.Thread(target=_end_with_driver, daemon=True).start()
-    with suppress(EOFError, BrokenPipeError):
-        make = pickle.loads(connection.recv_bytes())
-        try:
-            worker = Worker(make)
-            connection.send_bytes(pickle.dumps(Ready(worker.about())))
-        except Exception as error:
-            connection.send_bytes(pickle.dumps(Failed(describe(error))))
-            return
-        while True:
-            answer = worker.perform(*pickle.loads(connection.recv_bytes()))
-            connection.send_bytes(pickle.dumps(answer))
 
 
 def _end_with_driver() -> None:
@@ -280,24 +227,20 @@ class Progress:
             tqdm(bar_format="  {desc}", position=i + 1, leave=False, disable=not self.terminal)
             for i in range(min(slots, SHOWN))
         ]
-        self.total, self.before, self.begun, self.shown_at = total, done, time.monotonic(), -1e9
-        self.said_at = -1e9
-
-    @property
-    def due(self) -> bool:
-        """Whether it is time to show something again."""
-        return time.monotonic() >= self.shown_at + (0.2 if self.terminal else 1.0)
+        self.total, self.before, self.begun = total, done, time.monotonic()
+        self.due, self.silent = 0.0, 0.0  # when it is time to show something again, and when to say something
 
     def show(self, done: int, news: str, running: Mapping[str, float], failed: int, left: float | None) -> None:
         """Shows the state. `running`: seconds by task; `left`: seconds until the end, None if not known."""
-        self.shown_at = now = time.monotonic()
+        now = time.monotonic()
+        self.due = now + (0.2 if self.terminal else 1.0)
         parts = [f"{len(running)} running"]
         if done > self.before:
             parts += [f"{60 * (done - self.before) / max(now - self.begun, 1e-3):.1f} a minute"]
         parts += [f"{failed} failed"] if failed else []
         parts += [f"{duration(left)} left"] if left is not None else []
-        if self.plain and (news or now > self.said_at + 60):
-            self.said_at = now
+        if self.plain and (news or now > self.silent):
+            self.silent = now + 60
             tqdm.write(f"{done}/{self.total}: {'; '.join(filter(None, (news, ', '.join(parts))))}", file=sys.stderr)
         if self.terminal:
             self.bar.n, self.bar.postfix = done, ", ".join(parts)
@@ -341,33 +284,30 @@ class Scheduler:
     """Gives tasks to workers in order, each as soon as what it waits for is on record."""
 
     def __init__(self, study: Study, tasks: Tasks, executor: Executor, progress: bool = True) -> None:
-        self.study, self.executor, self.store = study, executor, study.store
+        self.study, self.executor, self.store, self.progress = study, executor, study.store, progress
         self.tasks = list(tasks)
         place = {task: index for index, task in enumerate(self.tasks)}
-        pending = {index for index, task in enumerate(self.tasks) if not study.done(task)}
+        pending = {index for index, task in enumerate(self.tasks) if not patiently(study.done, task)}
         needed = {place[need] for index in pending for need in tasks[self.tasks[index]]}
         pending = {i for i in pending if self.tasks[i].stage != "pool" or i in needed}
-        self.needs = {i: {place[n] for n in tasks[self.tasks[i]]} for i in pending}
-        self.waits = {i: self.needs[i] & pending for i in pending}
-        self.then: dict[int, set[int]] = defaultdict(set)
-        for index, waits in self.waits.items():
-            for need in waits:
-                self.then[need].add(index)
-        self.ready = sorted(index for index, waits in self.waits.items() if not waits)
+        self.needs = {i: {place[need] for need in tasks[self.tasks[i]]} for i in pending}
+        self.users = Counter(need for needs in self.needs.values() for need in needs)
+        self.graph = TopologicalSorter({i: needs & pending for i, needs in self.needs.items()})
+        self.graph.prepare()
+        self.ready = sorted(self.graph.get_ready())
         self.left = Counter(self.tasks[index].kind for index in pending)
-        self.open = len(pending)
         self.elsewhere: list[int] = []
         self.busy: dict[int, Running] = {}
         self.idle: list[int] = []
-        self.losses: Counter[int] = Counter()
+        self.finished: queue.SimpleQueue[tuple[int, Future[Answer]] | None] = queue.SimpleQueue()
+        self.losses: Counter[int] = Counter()  # by task
+        self.deaths: Counter[int] = Counter()  # by worker, since it last finished something
         self.products: dict[int, Any] = {}
         self.failed: dict[int, str] = {}
-        self.blocked: set[int] = set()
         self.computed, self.news = 0, f"starting {executor.slots} workers"
         self.work, self.ended = 0.0, 0.0  # seconds that workers computed
         self.since: dict[int, float] = {}  # when a worker was ready for the first time
         self.pace = Pace.of(self.store.records()) if progress else Pace()
-        self.progress = progress
 
     def run(self, make: Callable[[], Study]) -> Summary:
         """Computes what is missing. `make` gives a worker its own study.
@@ -376,15 +316,17 @@ class Scheduler:
             IgspError: no worker can be started, a worker would compute other numbers than planned, or a record cannot
                 be written. Everything finished before is kept.
         """
-        if self.open:
-            shown = Progress(len(self.tasks), len(self.tasks) - self.open, self.executor.slots, self.progress)
+        self.make = make
+        if self.ready:
+            shown = Progress(len(self.tasks), self._done, self.executor.slots, self.progress)
             try:
-                self.executor.start(make)
-                while self.open:
-                    self._assign()
-                    for slot, message in self.executor.events(0.5):
-                        self._take(slot, message)
-                    self._show(shown)
+                with self._signals():
+                    for slot in range(self.executor.slots):
+                        self._submit(slot, begin, make)
+                    while self.ready or self.elsewhere or self.busy:
+                        self._assign()
+                        self._wait()
+                        self._show(shown)
             except OSError as error:
                 raise IgspError(
                     f"the store '{self.store.root}' cannot be written: {error}. What was finished is kept; make room "
@@ -397,22 +339,57 @@ class Scheduler:
                     running.lock.close()
                 shown.close()
         reasons = {str(self.tasks[index]): reason for index, reason in self.failed.items()}
-        done = len(self.tasks) - len(self.failed) - len(self.blocked)
-        slots = self.executor.slots
         busy = self.work / max(1e-9, sum(self.ended - since for since in self.since.values()))
-        return Summary(len(self.tasks), done, self.computed, reasons, len(self.blocked), slots, busy)
+        blocked = self.left.total() - len(self.failed)
+        return Summary(len(self.tasks), self._done, self.computed, reasons, blocked, self.executor.slots, busy)
+
+    @property
+    def _done(self) -> int:
+        return len(self.tasks) - self.left.total()
+
+    def _submit(self, slot: int, call: Callable[..., Answer], *arguments: Any) -> None:
+        future = self.executor.submit(slot, call, *arguments)
+        future.add_done_callback(lambda done: self.finished.put((slot, done)))
+
+    def _wait(self) -> None:
+        with suppress(queue.Empty):
+            event = self.finished.get(timeout=0.5)
+            if event is None:
+                raise KeyboardInterrupt
+            self._take(*event)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM end the loop between two steps: an exception amid one could be lost, or a lock. A second
+        one ends it at once."""
+        before: dict[int, Any] = {}
+
+        def stop(number: int, _: Any) -> None:
+            signal.signal(number, before[number])
+            self.finished.put(None)
+
+        if threading.current_thread() is threading.main_thread():
+            known = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+            before |= {number: how for number, how in known.items() if how not in (signal.SIG_IGN, None)}
+        for number in before:
+            signal.signal(number, stop)
+        try:
+            yield
+        finally:
+            for number, how in before.items():
+                signal.signal(number, how)
 
     def _show(self, shown: Progress) -> None:
-        if not self.progress or (self.open and not shown.due):
+        now = time.monotonic()
+        if not self.progress or (self.busy and now < shown.due):
             return
-        now, left, running = time.monotonic(), self.pace.left(self.left), {}
+        left, running = self.pace.left(self.left), {}
         for one in self.busy.values():
             task = self.tasks[one.index]
             running[str(task)] = now - one.since
             left -= min(now - one.since, self.pace.typical(task.kind) or 0.0)
         known = all(kind in self.pace.seconds for kind, count in self.left.items() if count)
-        done = len(self.tasks) - self.open - len(self.failed) - len(self.blocked)
-        shown.show(done, self.news, running, len(self.failed), left / self.executor.slots if known else None)
+        shown.show(self._done, self.news, running, len(self.failed), left / self.executor.slots if known else None)
         self.news = ""
 
     def _assign(self) -> None:
@@ -423,51 +400,58 @@ class Scheduler:
             task = self.tasks[index]
             spec = self.study.specification(task)
             lock = ExitStack()
-            if not lock.enter_context(self.store.claim(key_of(spec))):
+            if not patiently(lambda: lock.enter_context(self.store.claim(key_of(spec)))):  # noqa: B023
                 self.elsewhere.append(index)
                 lock.close()
-            elif self.study.done(task):  # by another process, in the meantime
+            elif patiently(self.study.done, task):  # by another process, in the meantime
                 self._finish(index)
                 lock.close()
             else:
                 slot = self.idle.pop()
                 self.busy[slot] = Running(index, key_of(spec), lock, time.monotonic())
-                self.executor.submit(slot, task, spec, self._sets(index))
+                needs = [(self.tasks[need], self.products[need]) for need in self.needs[index] & self.products.keys()]
+                sets = [(need.strategy, need.draw, product) for need, product in needs]
+                self._submit(slot, perform, task, spec, sets)
 
-    def _sets(self, index: int) -> Sets:
-        return [
-            (self.tasks[need].strategy, self.tasks[need].draw, self.products[need])
-            for need in self.needs[index] if need in self.products
-        ]
-
-    def _take(self, slot: int, message: Ready | Done | Failed | Lost) -> None:
-        if isinstance(message, Ready):
-            self._compare(message.about)
-            self.since.setdefault(slot, time.monotonic())
-            self.idle.append(slot)
+    def _take(self, slot: int, future: Future[Answer]) -> None:
+        running = self.busy.pop(slot, None)  # None: the worker was beginning
+        try:
+            result, reason, broken = future.result()
+        except BrokenExecutor:
+            self._bury(slot, running)
             return
-        running = self.busy.pop(slot, None)
+        except Exception as error:  # what was to be sent, or the answer, cannot be pickled
+            result, reason, broken = None, describe(error), True
         if running is None:
-            if isinstance(message, Failed):
-                raise IgspError(f"a worker cannot start: {message.reason}")
-            if slot in self.idle:
-                self.idle.remove(slot)
-            return
-        self.work += message.record.seconds if isinstance(message, Done) else time.monotonic() - running.since
-        with running.lock:
-            if isinstance(message, Done):
-                self._keep(running, message)
-            elif isinstance(message, Failed):
-                self._fail(running, message.reason)
-            else:
-                self._lose(running, message.reason)
-        if isinstance(message, Failed) and message.broken:
-            self.executor.restart(slot)
-        elif not isinstance(message, Lost):
+            if reason:
+                raise IgspError(f"a worker cannot start: {reason}")
+            self._compare(result)
+            self.since.setdefault(slot, time.monotonic())
+        else:
+            self.deaths[slot] = 0
+            with running.lock:
+                if reason:
+                    self._fail(running, reason)
+                else:
+                    self._keep(running, *result)
+        if broken:
+            self.executor.replace(slot)
+            self._submit(slot, begin, self.make)
+        else:
             self.idle.append(slot)
+
+    def _bury(self, slot: int, running: Running | None) -> None:
+        how = self.executor.replace(slot)
+        self.deaths[slot] += 1
+        if running:
+            with running.lock:
+                self._lose(running, how)
+        if self.deaths[slot] >= (ATTEMPTS**2 if running else ATTEMPTS):
+            raise IgspError(f"worker {slot} {how} {self.deaths[slot]} times before it had finished anything")
+        self._submit(slot, begin, self.make)
 
     def _compare(self, theirs: Mapping[str, Any]) -> None:
-        ours = about(self.study)
+        ours = self.study.numbers
         for name in {**ours, **theirs}:
             if theirs.get(name) != ours.get(name):
                 raise IgspError(
@@ -476,57 +460,57 @@ class Scheduler:
                     "(-p device cuda -p dtype bfloat16)"
                 )
 
-    def _keep(self, running: Running, message: Done) -> None:
+    def _keep(self, running: Running, record: Record, product: Any) -> None:
         task = self.tasks[running.index]
-        self.store.put(message.record)
-        self.study.learn(task, message.record)
-        if message.product is not None:
-            self.products[running.index] = message.product
+        patiently(self.store.put, record)
+        self.study.learn(task, record)
+        if product is not None and self.users[running.index]:
+            self.products[running.index] = product
         self.computed += 1
-        self.pace.seconds[task.kind].append(message.record.seconds)
-        self.news = f"{task} in {duration(message.record.seconds)}"
+        self.work += record.seconds
+        self.pace.seconds[task.kind].append(record.seconds)
+        self.news = f"{task} in {duration(record.seconds)}"
         self._finish(running.index)
 
     def _finish(self, index: int) -> None:
-        self.open -= 1
         self.left[self.tasks[index].kind] -= 1
-        for later in self.then[index]:
-            self.waits[later].discard(index)
-            if not self.waits[later]:
-                heapq.heappush(self.ready, later)
+        self.graph.done(index)
+        for later in self.graph.get_ready():
+            heapq.heappush(self.ready, later)
         for need in self.needs[index]:
-            self.then[need].discard(index)
-            if not self.then[need]:
+            self.users[need] -= 1
+            if not self.users[need]:
                 self.products.pop(need, None)
 
     def _fail(self, running: Running, reason: str) -> None:
-        task = self.tasks[running.index]
+        task = str(self.tasks[running.index])
+        self.work += time.monotonic() - running.since
         with suppress(OSError):  # a full disk takes the note, not the run
-            self.store.fail(running.key, str(task), reason)
-        self.failed[running.index] = reason
-        if self.progress:
-            tqdm.write(f"FAILED: {task}: {reason}", file=sys.stderr)
-        self.open -= 1
-        self.left[task.kind] -= 1
-        self._block(running.index)
+            self.store.fail(running.key, task, reason)
+        self.failed[running.index] = reason  # what waits for it never becomes ready
+        self._warn(f"FAILED: {task}: {reason}")
 
-    def _block(self, index: int) -> None:
-        for later in self.then[index] - self.blocked:
-            self.blocked.add(later)
-            self.open -= 1
-            self.left[self.tasks[later].kind] -= 1
-            self._block(later)
-
-    def _lose(self, running: Running, reason: str) -> None:
+    def _lose(self, running: Running, how: str) -> None:
         self.losses[running.index] += 1
-        for need in self.needs[running.index]:
-            self.products.pop(need, None)  # it may be gone with the worker; the next one makes or loads it
-        if self.losses[running.index] < ATTEMPTS:
-            heapq.heappush(self.ready, running.index)
-            if self.progress:
-                tqdm.write(f"LOST: {self.tasks[running.index]}: its worker {reason}; begun anew", file=sys.stderr)
-        else:
-            self._fail(running, f"its worker {reason}, {ATTEMPTS} times")
+        if self.losses[running.index] == ATTEMPTS:
+            self._fail(running, f"its worker {how}, {ATTEMPTS} times")
+            return
+        self.work += time.monotonic() - running.since
+        heapq.heappush(self.ready, running.index)
+        self._warn(f"LOST: {self.tasks[running.index]}: its worker {how}; begun anew")
+
+    def _warn(self, text: str) -> None:
+        if self.progress:
+            tqdm.write(text, file=sys.stderr)
+
+
+def patiently(call: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls again for three seconds where a store fails: on a network that passes, on a full disk it does not."""
+    for attempt in range(8):
+        with suppress(OSError):
+            return call(*arguments)
+        time.sleep(0.001 * 3**attempt)
+    return call(*arguments)
 
 
 def run(study: Study, tasks: Tasks, executor: Executor, make: Callable[[], Study], progress: bool = True) -> Summary:

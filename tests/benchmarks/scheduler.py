@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import argparse
 import functools
-import heapq
 import json
 import os
 import platform
-import random
 import sys
 import tempfile
 import time
@@ -33,51 +31,10 @@ from toy import ToyStudy
 from igsp.assets import whole_or_nothing
 from igsp.study import engine as executors
 from igsp.study.cluster import RayCluster
-from igsp.study.engine import Done, Failed, LocalPool, Lost, Ready
+from igsp.study.engine import LocalPool
 from igsp.study.study import Study
 
 METHODS = ["sparsegpt", "wanda", "magnitude"]
-
-
-class Simulated:
-    """An executor whose workers exist on paper: log-normal times by stage, rare failures and losses."""
-
-    def __init__(self, study: ToyStudy, slots: int, failing: float, losing: float, seed: int = 0) -> None:
-        self.study, self.slots, self.failing, self.losing = study, slots, failing, losing
-        self.random, self.now, self.queue, self.count, self.busy = random.Random(seed), 0.0, [], 0, 0.0
-
-    def _later(self, seconds: float, slot: int, message: Any) -> None:
-        self.count += 1
-        heapq.heappush(self.queue, (self.now + seconds, self.count, slot, message))
-
-    def start(self, make: Callable[[], Any]) -> None:
-        for slot in range(self.slots):
-            self._later(self.random.uniform(10, 30), slot, Ready(executors.about(self.study)))
-
-    def submit(self, slot: int, task: Any, spec: dict[str, Any], sets: Any) -> None:
-        seconds = self.random.lognormvariate(6 if task.cell else 3, 0.5)  # median 400 s a cell, 20 s anything else
-        self.busy += seconds
-        luck = self.random.random()
-        if luck < self.losing:
-            self._later(seconds / 2, slot, Lost("was lost"))
-            self._later(seconds / 2 + 30, slot, Ready(executors.about(self.study)))
-        elif luck < self.losing + self.failing:
-            self._later(seconds, slot, Failed("sampled failure"))
-        else:
-            record, product = self.study.perform(task, spec, sets)
-            self._later(seconds, slot, Done(record, product))
-
-    def events(self, timeout: float) -> list[tuple[int, Any]]:
-        if not self.queue:
-            return []
-        self.now, _, slot, message = heapq.heappop(self.queue)
-        return [(slot, message)]
-
-    def restart(self, slot: int) -> None:
-        self._later(30, slot, Ready(executors.about(self.study)))
-
-    def stop(self) -> None:
-        self.queue = []
 
 
 class Quiet(ToyStudy):
@@ -96,8 +53,8 @@ def simulate(cells: int, slots: int, root: Path) -> dict[str, Any]:
         clock = Clock()
         study = Quiet(store=root, draws=draws, grid=grid)
         tasks = study.tasks()
-        workers = Simulated(study, slots, failing, losing=1e-3)
-        summary = executors.run(study, tasks, workers, lambda: study, progress=False)  # noqa: B023
+        workers = light.Simulated(study, slots, failing, losing=1e-3)
+        summary = light.OnPaper(study, tasks, workers, progress=False).run(lambda: study)  # noqa: B023
         count = sum(task.cell is not None for task in tasks)
         runs[f"{count:,} cells, {name}"] = clock.read() | {
             "tasks": summary.total, "computed": summary.computed, "failed": len(summary.failed),
