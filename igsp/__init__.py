@@ -17,7 +17,7 @@ _WHERE = {
     "retention": "igsp.scoring.retention",
     "advise": "igsp.advise",
 }
-__all__ = [*_WHERE, "protocols"]
+__all__ = [*_WHERE, "protocols"]  # noqa: F822 (what __getattr__ gives)
 
 
 def __getattr__(name: str) -> Any:

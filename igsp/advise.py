@@ -139,9 +139,9 @@ class Advice:
             with whole_or_nothing(folder / "advice.png") as path:
                 picture(self).savefig(path, format="png", dpi=160, bbox_inches="tight")
         with whole_or_nothing(folder / "advice.json") as path:
-            path.write_text(self.to_json())
+            path.write_text(self.to_json(), encoding="utf8")
         with whole_or_nothing(folder / "mix.yaml") as path:
-            path.write_text(head + text)
+            path.write_text(head + text, encoding="utf8")
         return folder
 
 

@@ -180,7 +180,8 @@ def _alias_folder(alias: str) -> Path:
 def _intact(folder: Path) -> bool:
     manifest = folder / "sha256.json"
     try:
-        return all(sha256_file(folder / name) == digest for name, digest in json.loads(manifest.read_text()).items())
+        known = json.loads(manifest.read_text(encoding="utf8"))
+        return all(sha256_file(folder / name) == digest for name, digest in known.items())
     except (OSError, ValueError):
         return False
 
@@ -205,7 +206,7 @@ def _convert_gguf(alias: str, entry: dict[str, Any], folder: Path) -> None:
         plain.save_pretrained(out)
         AutoTokenizer.from_pretrained(scratch, gguf_file=gguf.name).save_pretrained(out)
         digests = {p.name: sha256_file(p) for p in sorted(out.iterdir())}
-        (out / "sha256.json").write_text(json.dumps(digests, indent=1))
+        (out / "sha256.json").write_text(json.dumps(digests, indent=1), encoding="utf8")
         if not _intact(folder):  # another process may have been quicker
             shutil.rmtree(folder, ignore_errors=True)
             out.rename(folder)
@@ -216,7 +217,7 @@ def folder_fingerprint(folder: Path) -> str:
     """SHA-256 over the names and contents of a model folder's configuration, tokenizer and weights."""
     digest = hashlib.sha256()
     manifest = folder / "sha256.json"
-    known = json.loads(manifest.read_text()) if manifest.exists() else {}
+    known = json.loads(manifest.read_text(encoding="utf8")) if manifest.exists() else {}
     for path in sorted(folder.glob("*")):
         if path.suffix in {".safetensors", ".bin", ".model"} or path.name in {"config.json", "tokenizer.json"}:
             digest.update(f"{path.name} {known.get(path.name) or sha256_file(path)}\n".encode())

@@ -79,7 +79,7 @@ class LightStudy:
         if how == "die" or (how == "die once" and not (self.store.root / "died").exists()):
             (self.store.root / "died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        with open(self.store.root / "log", "a") as log:
+        with open(self.store.root / "log", "a", encoding="utf8") as log:
             log.write(name + "\n")
 
 

@@ -21,6 +21,7 @@ from igsp import cli
 from igsp.cli.common import Model
 from igsp.pruning import cost as plan
 from igsp.pruning.report import load_masks
+from igsp.scoring.evaluation import suite_texts
 from igsp.text.windows import CalibrationSet
 
 TEXT = ["--n", "4", "--seqlen", "32"]
@@ -127,7 +128,7 @@ def test_a_dry_run_of_what_only_reads_counts_its_tokens(run, model, tmp_path, mo
     steps = json.loads(out)
     assert code == 0 and [s["step"] for s in steps] == ["reads", "reads", "computes", "memory", "time", "writes"]
     assert "1 tasks, " in steps[1]["what"] and "forward passes" in steps[2]["what"]
-    found = plan.suite_texts(tmp_path / "one.yaml")["text_math"]
+    found = suite_texts(tmp_path / "one.yaml")["text_math"]
     assert len([text for text in found if text]) == 2
     code, _, err = run("evaluate", "--model", model, "--suite", "nowhere.yaml", "--dry-run")
     assert code == 2 and "unknown suite" in err

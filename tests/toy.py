@@ -67,7 +67,7 @@ class ToyStudy(Study):
 
     def note(self, text):
         self.store.root.mkdir(parents=True, exist_ok=True)
-        with open(self.store.root / "log", "a") as log:
+        with open(self.store.root / "log", "a", encoding="utf8") as log:
             log.write(text + "\n")
 
     def _compute(self, cell):

@@ -454,4 +454,4 @@ def finished(path: Path, key: str | None = None) -> bool:
     """Whether an executed notebook is good, and (if given) carries this key."""
     if problems(path):
         return False
-    return key is None or json.loads(path.read_text())["metadata"].get("igsp", {}).get("key") == key
+    return key is None or json.loads(path.read_text(encoding="utf8"))["metadata"].get("igsp", {}).get("key") == key

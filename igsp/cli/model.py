@@ -132,8 +132,8 @@ def evaluate(
     dry_run: DryRun = False, json_wanted: Json = False, quiet: Quiet = False,
 ) -> None:
     """scores of a model on a suite of tasks"""
-    from igsp.pruning.cost import reading, suite_texts
-    from igsp.scoring.evaluation import evaluate, load_suite
+    from igsp.pruning.cost import reading
+    from igsp.scoring.evaluation import evaluate, load_suite, suite_texts
 
     load_suite(suite)
     if out:

@@ -21,7 +21,6 @@ from igsp.provenance import duration, gigabytes
 from igsp.pruning.blocks import find_blocks, weight_matrix
 from igsp.pruning.driver import STEPS, _free_memory
 from igsp.pruning.solvers import NEEDS, solver
-from igsp.scoring.evaluation import load_suite, task_folders
 
 SEQLEN = 2048  # tokens per window by default, as in the published codes
 SLOWDOWN = (1.5, 4.0)  # measured runs take that many times the floor (tests/benchmarks/cpu.py)
@@ -151,22 +150,6 @@ def reading(model: str, tokens: int, device: str = "auto", dtype: str = "auto") 
     parameters = sum(p.numel() for p in open_checkpoint(resolve_folder(model), model).skeleton.parameters())
     floor = 2.0 * parameters * tokens / _rate(compute, kind)
     return Plan(parameters * kind.itemsize, 0, 0, 0, 0, parameters, floor, 0, str(compute))
-
-
-def suite_texts(suite: str | Path) -> dict[str, set[str]]:
-    """What a suite gives a model to read, by task: contexts, once each, and continuations; raises as `evaluate`."""
-    from igsp.scoring import harness  # imports lm-eval, which takes seconds
-
-    loaded = load_suite(suite)
-    found = {}
-    for entry in loaded.tasks:
-        members = harness.load_tasks(entry.task, task_folders(loaded), entry.shots, entry.runs_code)
-        for name, limit in harness.shares(members, entry.limit).items():
-            with harness.quiet():
-                members[name].build_all_requests(limit=limit)
-        requests = [request.args for task in members.values() for request in task.instances]
-        found[entry.task] = {text for texts in requests for text in texts if isinstance(text, str)}
-    return found
 
 
 def _shape(linear: torch.nn.Module) -> tuple[int, int]:

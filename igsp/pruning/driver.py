@@ -543,7 +543,7 @@ def _choose_batch(
 def _free_memory() -> int:
     """Bytes of memory that programs may still take (an estimate; 4 GiB where the system does not say)."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf8").splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
     except (OSError, StopIteration):
         pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0

@@ -219,7 +219,7 @@ def write_records(
     masks = {name: mask.clone() for name, mask in report.masks.items()}  # safetensors wants memory of its own
     (folder / MASKS).parent.mkdir(exist_ok=True)
     save_file(masks, folder / MASKS, {"shapes": json.dumps(shapes)})
-    (folder / "manifest.json").write_text(json.dumps(card.manifest(lm, report, calibration), indent=1))
+    (folder / "manifest.json").write_text(json.dumps(card.manifest(lm, report, calibration), indent=1), encoding="utf8")
     (folder / "README.md").write_text(card.model_card(lm, report, calibration), encoding="utf8")
 
 
@@ -235,7 +235,7 @@ def peak_memory(device: torch.device) -> Iterator[list[int]]:
         torch.cuda.reset_peak_memory_stats(device)
     else:
         with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf8")
     try:
         yield result
     finally:
@@ -244,7 +244,7 @@ def peak_memory(device: torch.device) -> Iterator[list[int]]:
 
 def _peak_resident() -> int:
     with suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf8").splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
     try:
         import resource

@@ -164,7 +164,7 @@ class Stream(Checkpoint):
         with whole_or_nothing(self.folder / "model.safetensors.index.json") as path:
             path.write_text(json.dumps({
                 "metadata": {"total_size": size}, "weight_map": {name: place.name for name, place in places.items()},
-            }, indent=1))
+            }, indent=1), encoding="utf8")
 
     def forget(self) -> None:
         """Drops what only resuming needs."""

@@ -240,6 +240,22 @@ def suite_items(suite: str | Path) -> dict[str, list[str]]:
     return found
 
 
+def suite_texts(suite: str | Path) -> dict[str, set[str]]:
+    """What a suite gives a model to read, by task: contexts, once each, and continuations; raises as `evaluate`."""
+    from igsp.scoring import harness  # imports lm-eval, which takes seconds
+
+    loaded = load_suite(suite)
+    found = {}
+    for entry in loaded.tasks:
+        members = harness.load_tasks(entry.task, task_folders(loaded), entry.shots, entry.runs_code)
+        for name, limit in harness.shares(members, entry.limit).items():
+            with harness.quiet():
+                members[name].build_all_requests(limit=limit)
+        requests = [request.args for task in members.values() for request in task.instances]
+        found[entry.task] = {text for texts in requests for text in texts if isinstance(text, str)}
+    return found
+
+
 def evaluate(
     lm: LanguageModel, suite: str | Path = "quick", tasks: Sequence[str] | None = None, limit: int | None = None,
     batch_size: int | None = None, progress: bool = True, run_code: bool = False,

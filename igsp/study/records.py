@@ -103,7 +103,7 @@ class Store:
         text = json.dumps(body, indent=1, sort_keys=True, allow_nan=False) + "\n"
         if self.local:
             with whole_or_nothing(path) as temporary:
-                temporary.write_text(text)
+                temporary.write_text(text, encoding="utf8")
             return
         draft = str(path.with_name(f".{path.name}.{uuid.uuid4().hex}"))
         self.fs.makedirs(str(path.parent), exist_ok=True)

@@ -129,7 +129,7 @@ class CandidatePool:
             "pools": self.pools, "dimensions": self.dimensions, "names": self.names,
         }
         with whole_or_nothing(folder / "pool.json") as path:
-            path.write_text(json.dumps(manifest))
+            path.write_text(json.dumps(manifest), encoding="utf8")
         return folder
 
     @classmethod
@@ -137,7 +137,7 @@ class CandidatePool:
         """Reads what `save` wrote; raises `UsageError` if it is not there."""
         folder = Path(folder)
         try:
-            manifest = json.loads((folder / "pool.json").read_text())
+            manifest = json.loads((folder / "pool.json").read_text(encoding="utf8"))
             tensors = load_file(folder / "pool.safetensors")
             pools, dimensions, names = (tuple(manifest[name]) for name in ("pools", "dimensions", "names"))
         except (OSError, ValueError, KeyError, SafetensorError) as error:

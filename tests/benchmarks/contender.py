@@ -23,12 +23,12 @@ HEAD = ["re:.*lm_head.*"]
 
 def reset_peak() -> None:
     with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf8")
 
 
 def resident(mark: str) -> int:
     """Bytes of the process: `VmHWM` (peak) or `VmRSS` (now)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf8").splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(mark)).split()[1])
 
 

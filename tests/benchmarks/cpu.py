@@ -62,7 +62,7 @@ def machine() -> dict[str, Any]:
     """What a reader needs to compare with their own machine."""
     name = platform.processor()
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines()
         name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
         flags = next(line for line in lines if line.startswith("flags")).split()
     except (OSError, StopIteration):
