@@ -59,9 +59,6 @@ class LightStudy:
     def done(self, task):
         return self.store.get(self.specification(task)) is not None
 
-    def learn(self, task, record):
-        pass
-
     def perform(self, task, spec, sets=()):
         begun = time.perf_counter()
         made = dict((name, made) for name, _, made in sets).get(task.strategy) or [len(task.strategy)] * 3
@@ -101,8 +98,8 @@ def twice(root):
 
 
 def numbers(root):
-    """Metrics of every record by key: what has to be equal bit for bit."""
-    return {record.key: record.metrics for record in Store(root).records()}
+    """Metrics of every record by name: what has to be equal bit for bit."""
+    return {record.name: record.metrics for record in Store(root).records()}
 
 
 def wait_for_cells(root, count, limit=120):

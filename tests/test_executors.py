@@ -29,14 +29,13 @@ from light import (
     twice,
     wait_for_cells,
 )
-from toy import ToyStudy
+from toy import ToyStudy, ToyTexts
 
 from igsp.cli import main
 from igsp.errors import IgspError
-from igsp.provenance import key_of
 from igsp.study import engine as executors
 from igsp.study.engine import LocalPool, Pace, plan, survey
-from igsp.study.records import Record, Store
+from igsp.study.records import Record, Store, name_of
 from igsp.study.study import Task
 
 
@@ -75,13 +74,13 @@ def test_a_cell_that_always_fails_or_kills_its_worker_stops_no_other(tmp_path, u
     assert numbers(tmp_path) == undisturbed and not study.store.failures()
 
 
-class NoSet(ToyStudy):
-    def _make_calibration(self, strategy, draw):
+class NoSet(ToyTexts):
+    def _set(self, strategy, draw):
         raise IgspError("no text")
 
 
 def test_what_waits_for_a_failed_task_is_left_and_counted(tmp_path):
-    study = NoSet(store=str(tmp_path))
+    study = ToyStudy(store=str(tmp_path), texts=NoSet)
     summary = executors.run(study, tasks_of(study, ["recipes"]), Inline(study), maker(tmp_path), progress=False)
     assert summary.failed == {"calibration recipes 0": "no text"} and summary.blocked == 2
     assert summary.computed == 1  # the dense scores
@@ -258,7 +257,7 @@ def test_a_lost_task_is_tried_three_times(tmp_path, capsys):
 def test_a_task_under_way_elsewhere_is_shown_as_running_and_left_to_the_other(tmp_path):
     study = ToyStudy(store=tmp_path)
     tasks = tasks_of(study, ["recipes"])
-    with study.store.claim(key_of(study.specification(Task("dense")))) as mine:
+    with study.store.claim(name_of(study.specification(Task("dense")))) as mine:
         assert mine
         assert [r["state"] for r in survey(study, tasks) if r["stage"] == "dense"] == ["running"]
         driver = threading.Thread(
@@ -300,7 +299,7 @@ class Grid(LightStudy):
         return super().specification(task) | {"draw": task.draw}
 
     def perform(self, task, spec, sets=()):
-        assert not Path(self.store.path(key_of(spec))).exists(), "computed though it was on record"
+        assert not Path(self.store.path(name_of(spec))).exists(), "computed though it was on record"
         self.begun[task] += 1
         return Record(spec, {"value": task.draw}, {"seconds": 0.0}), None
 
@@ -338,7 +337,7 @@ def test_the_command_plans_runs_and_reports(command):
     code, text = command("plan", "--only", "kind=source", "--only", "strategy=uniform", "--json")
     counts = {row["task"]: row["count"] for row in json.loads(text)}
     sets = {"calibration source": 15, "calibration mix": 1}
-    assert code == 0 and counts == {"dense": 1, **sets, "profile": 16, "cell sparsegpt": 16}
+    assert code == 0 and counts == {"dense": 1, **sets, "metrics": 16, "cell sparsegpt": 16}
     two = ("--only", "source=recipes", "--only", "source=stdlib")
     code, text = command("run", *two, "--jobs", "1", "--quiet", "-p", "behave", "{stdlib: fail}")
     assert code == 1 and "6 of 7 tasks on record, 6 of them computed now (workers: 1, " in text

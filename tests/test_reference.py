@@ -25,17 +25,13 @@ SIZE = {"n": settings("small").n, "seqlen": settings("small").seqlen}
 
 
 def put(store, name, draw, factor, model="m", method="sparsegpt", sparsity=0.6, size=SIZE):
-    spec = {
-        "stage": "cell", "method": method, "sparsity": sparsity, "model": model, "suite": "s", "device": "cpu",
-        "dtype": "bfloat16", "calibration": f"{name}{draw}",
-    }
-    labels = {"strategy": name, "draw": draw, "calibration": size}
-    metrics = {"scores": toy_scores(factor).to_dict(), "labels": labels, "seconds": {}, "mask": "/w=="}
-    store.put(Record(spec, metrics, {}))
+    about = {"strategy": name, "draw": draw, **size, "calibration": f"{name}{draw}", "model": model, "suite": "s",
+             "device": "cpu", "dtype": "bfloat16"}
+    spec = {"stage": "cell", **about, "method": method, "sparsity": sparsity}
+    store.put(Record(spec, {"scores": toy_scores(factor).to_dict(), "seconds": {}, "mask": "/w=="}, {}))
     if method == "sparsegpt":
         values = {metric: factor + i for i, metric in enumerate(CORRELATED)}
-        about = {**spec, "stage": "profile"}
-        store.put(Record(about, {"information": values, "labels": labels}, {}))
+        store.put(Record({"stage": "metrics", **about}, {"information": values}, {}))
 
 
 @pytest.fixture
@@ -204,7 +200,7 @@ def test_samples_of_different_models_are_refused():
 
 
 def test_records_are_plain_json(store):
-    for path in (store.root / "cells").glob("*.json"):
+    for path in store.root.rglob("*.json"):
         assert json.loads(path.read_text())["spec"]
 
 

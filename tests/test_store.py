@@ -1,4 +1,4 @@
-"""Records: content-addressed, whole or not at all, damage set aside, one worker per cell."""
+"""Records: found by name, whole or not at all, damage set aside, one worker per cell."""
 
 import json
 import multiprocessing
@@ -11,9 +11,9 @@ import pytest
 
 from igsp.assets import whole_or_nothing
 from igsp.cli import main
-from igsp.errors import UsageError
+from igsp.errors import AssetError, UsageError
 from igsp.provenance import canonical, key_of
-from igsp.study.records import Record, Store, differences
+from igsp.study.records import Record, Store, differences, name_of
 
 
 def record(value=1.0, **spec):
@@ -26,7 +26,7 @@ def test_a_record_comes_back_by_its_specification(tmp_path):
     found = store.get({"draw": 1, "stage": "cell"})
     assert found is not None and found.metrics == {"value": 2.5}
     assert store.get({"stage": "cell", "draw": 2}) is None
-    assert [r.key for r in store.records()] == [key_of({"stage": "cell", "draw": 1})]
+    assert [r.name for r in store.records()] == [name_of({"stage": "cell", "draw": 1})]
 
 
 def test_key_ignores_order_and_sees_every_value():
@@ -36,7 +36,49 @@ def test_key_ignores_order_and_sees_every_value():
         canonical({"a": float("nan")})
 
 
-@pytest.mark.parametrize("damage", ["", "{", '{"spec": {}}', '{"spec": {"x": 1}, "metrics": {}, "provenance": {}}'])
+@pytest.mark.parametrize(("spec", "name"), [
+    ({"stage": "dense", "suite": "s"}, "dense"), ({"stage": "trivial"}, "trivial"),
+    ({"stage": "pool", "draw": 2}, "pools/2"), ({"stage": "writing", "draw": 0}, "writing-0"),
+    ({"stage": "calibration", "strategy": "c4", "draw": 1}, "sets/c4-1"),
+    ({"stage": "metrics", "strategy": "c4", "draw": 1}, "metrics/c4-1"),
+    ({"stage": "cell", "strategy": "c4", "draw": 0, "method": "wanda", "sparsity": 0.6}, "cells/c4-0-wanda-0.6"),
+    ({"stage": "cell", "strategy": "c4", "draw": 0, "method": "wanda", "sparsity": 0.5, "pattern": "2:4"},
+     "cells/c4-0-wanda-2of4"),
+])
+def test_a_record_has_a_name_that_people_can_read(tmp_path, spec, name):
+    assert Store(tmp_path).put(Record(spec, {}, {})) == tmp_path / f"{name}.json"
+    assert [record.spec for record in Store(tmp_path).records()] == [spec]
+
+
+def test_other_settings_are_told_and_a_lower_version_counts_as_none(tmp_path):
+    store = Store(tmp_path)
+    there = {"stage": "dense", "n": 32, "pattern": None, "detail": {"weights": {"c4": 1}}, "versions": {"scoring": 1}}
+    store.put(Record(there, {}, {}))
+    assert store.get({**there, "n": ...}) is not None
+    assert store.get({**there, "versions": {"scoring": 2}}) is None
+    other = {"n": 16, "detail": {"weights": {"c4": 2}}, "order": "layer"}
+    with pytest.raises(UsageError) as told:
+        store.get({**there, **other})
+    for part in ("n: 32 there, 16 asked", "detail.weights.c4: 1 there, 2 asked", "order: nothing there, layer asked",
+                 "dense.json", "Way out"):
+        assert part in str(told.value)
+    with pytest.raises(UsageError, match="n: 32 there, 16 asked"):
+        store.get({**there, "n": 16, "versions": {"scoring": 2}})
+
+
+def test_a_record_is_rounded_to_what_its_numbers_are_good_for_and_has_a_line_per_task(tmp_path):
+    items = [[1541.6554583220072, 792.0], [1553.8338566466518, 796.0]] * 40
+    task = {"task": "wikitext_text", "value": 1.773572037789058, "items": items}
+    metrics = {"scores": {"tasks": [task, task]}, "seconds": {"prune": 45.41999}}
+    path = Store(tmp_path).put(Record({"stage": "dense"}, metrics, {}))
+    text = path.read_text()
+    assert sum('"items"' in line for line in text.splitlines()) == 2 and len(text.splitlines()) < 15
+    assert '"value": 1.773572, "items": [[1541.655, 792], ' in text and '"prune": 45.42' in text
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"spec": {}}', '{"spec": {"x": 1}, "metrics": {}, "provenance": {}}',
+    '{"spec": {"stage": "cell"}, "metrics": {"x": NaN}, "provenance": {}}', "[" * 100_000,
+    '{"spec": {"stage": "cell"}, "metrics": [], "provenance": {}}'])
 def test_a_damaged_or_foreign_record_is_set_aside(tmp_path, damage):
     store = Store(tmp_path)
     path = store.put(record())
@@ -109,7 +151,8 @@ def test_any_file_system_keeps_records_values_and_failures(address):
         assert mine
 
 
-@pytest.mark.parametrize("root, reason", [("nope://x", "cannot be reached: Protocol"), (__file__, "is a file")])
+@pytest.mark.parametrize("root, reason", [
+    ("nope://x", "cannot be reached: Protocol"), ("github://x", "cannot be reached"), (__file__, "is a file")])
 def test_what_cannot_be_a_store_is_refused(root, reason):
     with pytest.raises(UsageError, match=reason):
         Store(root)
@@ -117,8 +160,8 @@ def test_what_cannot_be_a_store_is_refused(root, reason):
 
 def test_a_failure_is_kept_until_the_record_is_there(address):
     store = Store(address)
-    store.fail(record().key, "cell recipes 0", "out of memory")
-    assert store.failures() == {record().key: "out of memory"}
+    store.fail(record().name, "cell recipes 0", "out of memory")
+    assert store.failures() == {record().name: "out of memory"}
     store.put(record())
     assert store.failures() == {}
 
@@ -146,36 +189,53 @@ def test_a_write_that_breaks_off_leaves_no_record(monkeypatch):
 def test_the_frame_has_a_row_per_record_and_a_column_per_task(tmp_path):
     store = Store(tmp_path)
     tasks = [{"task": "text_code", "value": 1.5, "items": [[1.0, 2.0]]}]
-    metrics = {"scores": {"tasks": tasks}, "seconds": {"prune": 1.0, "evaluate": 2.0}, "labels": {"strategy": "c4"}}
-    store.put(Record({"stage": "cell", "method": "wanda", "versions": {}}, metrics, {}))
+    metrics = {"scores": {"tasks": tasks}, "seconds": {"prune": 1.0, "evaluate": 2.0}}
+    spec = {"stage": "cell", "strategy": "c4", "method": "wanda", "sparsity": 0.6, "versions": {}}
+    store.put(Record(spec, metrics, {}))
     store.put(record(1.0))
     frame = store.frame().set_index("method")
     row = frame.loc["wanda"]
     assert len(frame) == 2 and (row.strategy, row.text_code, row.seconds) == ("c4", 1.5, 3.0)
 
 
-def cell(value, strategy="c4", versions="1", **metrics):
+def cell(value, strategy="c4", torch="1", n=32, **metrics):
     scores = {"tasks": [{"task": "text_code", "value": value, "items": [[value, 1.0]]}]}
-    labels = {"strategy": strategy, "draw": 0, "seed": 0}
-    made = {"versions": {"torch": versions}, "calibration": versions}
-    spec = {"stage": "cell", "method": "wanda", "sparsity": 0.6, **made}
-    return Record(spec, {"scores": scores, "labels": labels, **metrics}, {"code": "x"})
+    spec = {"stage": "cell", "strategy": strategy, "draw": 0, "n": n, "method": "wanda", "sparsity": 0.6}
+    return Record(spec | {"calibration": torch}, {"scores": scores, **metrics}, {"versions": {"torch": torch}})
 
 
-def test_stores_are_compared_number_by_number_across_versions(tmp_path):
+def test_stores_are_compared_number_by_number_across_machines(tmp_path):
     a, b = Store(tmp_path / "a"), Store(tmp_path / "b")
     a.put(cell(2.0, seconds={"prune": 1.0}))
-    b.put(cell(2.0 + 1e-9, versions="2", seconds={"prune": 9.0}))
+    b.put(cell(2.0 + 1e-7, torch="2", seconds={"prune": 9.0}))
     a.publish("n", {"x": {"value": 50.0}, "y": {"value": 1.0}})
     b.publish("n", {"x": {"value": 50.04}})
     assert [row["key"] for row in differences(a, b)] == ["y"]
-    exact = {row["key"] for row in differences(a, b, tolerance=0, relative=0)}
-    name = "cell c4 0 wanda 0.6: scores/tasks/text_code"
-    assert exact == {"x", "y", f"{name}/value", f"{name}/items/0/0"}
+    exact = {row["key"]: (row["a"], row["b"]) for row in differences(a, b, tolerance=0, relative=0)}
+    name = "cells/c4-0-wanda-0.6"
+    assert exact.keys() == {"x", "y", f"{name}: scores/tasks/text_code/value", "made by: versions.torch"}
+    assert exact["made by: versions.torch"] == ("1", "2")
     a.put(cell(1.0, strategy="piqa"))
-    assert {"key": "cell piqa 0 wanda 0.6", "a": True, "b": None} in differences(a, b)
-    a.put(record(None)), b.put(record(None))  # without a number
-    assert "cell" not in {row["key"] for row in differences(a, b)}
+    assert {"key": "cells/piqa-0-wanda-0.6", "a": True, "b": None} in differences(a, b)
+    b.put(cell(1.0, strategy="piqa", n=16))
+    assert {"key": "cells/piqa-0-wanda-0.6: n", "a": 32, "b": 16} in differences(a, b)
+
+
+@pytest.mark.parametrize("limits", [{"tolerance": -1}, {"tolerance": float("nan")}, {"relative": float("nan")}])
+def test_a_tolerance_that_is_none_is_refused(tmp_path, limits):
+    with pytest.raises(UsageError, match="at least 0"):
+        differences(Store(tmp_path), Store(tmp_path), **limits)
+
+
+@pytest.mark.parametrize("damage", ["{", "[1]", '{"x": 1}', '{"x": {"value": NaN}}', '{"x": {"value": null}}'])
+def test_damaged_values_are_named_and_a_damaged_failure_is_passed_over(tmp_path, damage):
+    store = Store(tmp_path)
+    store.publish("n", {"x": {"value": 1.0}}), store.fail("dense", "dense", "broken")
+    for file in ("values/n.json", "failed/dense.json"):
+        (tmp_path / file).write_text(damage)
+    assert store.failures() == {}
+    with pytest.raises(AssetError, match=r"n\.json.*run its notebook again"):
+        store.values()
 
 
 def test_diff_command_exits_by_what_it_finds(tmp_path, capsys):

@@ -11,6 +11,7 @@ from pathlib import Path
 from igsp.scoring.evaluation import Scores, TaskScore
 from igsp.study.records import Store
 from igsp.study.study import Study
+from igsp.study.texts import Texts
 
 
 def toy_scores(factor: float) -> Scores:
@@ -36,41 +37,39 @@ class ToyPool:
     n = 8
 
 
-class ToyStudy(Study):
-    """`behave` maps a strategy to what its cell does besides: a number of seconds, `fail`, `die` or `die once`."""
+class ToyTexts(Texts):
+    numbers = {"model": "toy", "device": "cpu", "dtype": "float32"}  # noqa: RUF012
 
-    def __init__(self, profile="quick", store=None, seconds=0.0, behave=None, **overrides):
-        super().__init__(profile, store, **overrides)
-        self.seconds, self.behave = seconds, behave or {}
-
-    _suite = "suite"
-
-    def _without(self, strategy):
-        return {}
-
-    def _numbers(self):
-        return {"model": "toy", "device": "cpu"}
-
-    def _make_calibration(self, strategy, draw):
+    def _set(self, strategy, draw):
         if strategy.kind == "selection":
             self.pool(draw)
         return ToySet(strategy.name, draw)
 
-    def pool(self, draw=0):
-        return self._pools.setdefault(draw, ToyPool())
+    def _pool(self, draw):
+        return ToyPool()
+
+
+class ToyStudy(Study):
+    """`behave` maps a strategy to what its cell does besides: a number of seconds, `fail`, `die` or `die once`."""
+
+    _suite = "suite"
+
+    def __init__(self, profile="quick", store=None, seconds=0.0, behave=None, texts=ToyTexts, **overrides):
+        super().__init__(profile, store, **overrides)
+        self.seconds, self.behave, self.texts = seconds, behave or {}, texts(self.settings)
 
     def _score_dense(self):
         return {"scores": toy_scores(1.0).to_dict()}
 
-    def _profile(self, name, draw, calibration):
-        return {"information": {"metric": float(len(name))}, "labels": {"strategy": name, "draw": draw}}
+    def _information(self, calibration):
+        return {"metric": float(len(calibration.sha256))}
 
     def note(self, text):
         self.store.root.mkdir(parents=True, exist_ok=True)
         with open(self.store.root / "log", "a", encoding="utf8") as log:
             log.write(text + "\n")
 
-    def _compute(self, cell):
+    def _compute(self, cell, calibration):
         how = self.behave.get(cell.strategy, self.seconds)
         if how and isinstance(how, (int, float)):
             time.sleep(how)
@@ -79,11 +78,9 @@ class ToyStudy(Study):
         if how == "die" or (how == "die once" and not (self.store.root / "died").exists()):
             (self.store.root / "died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        made = self.calibration(cell.strategy, cell.draw)
-        self.note(f"{cell.strategy} {cell.draw} {cell.method} {cell.sparsity:g}")
-        labels = {"strategy": cell.strategy, "draw": cell.draw, "seed": self.settings.seed, "calibration": made.spec}
+        self.note(f"{cell.strategy} {cell.draw} {cell.method} {cell.amount}")
         value = 1 + len(cell.strategy) / 7 + cell.draw / 3 + cell.sparsity
-        return {"scores": toy_scores(value).to_dict(), "seconds": {"prune": 0.0}, "labels": labels}
+        return {"scores": toy_scores(value).to_dict(), "seconds": {"prune": 0.0}}
 
 
 def maker(store, **options):
@@ -98,5 +95,5 @@ def log(root):
 
 
 def numbers(root):
-    """Metrics of every record by key: what has to be equal bit for bit."""
-    return {record.key: record.metrics for record in Store(root).records()}
+    """Metrics of every record by name: what has to be equal bit for bit."""
+    return {record.name: record.metrics for record in Store(root).records()}

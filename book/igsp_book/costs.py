@@ -40,7 +40,7 @@ def costs(store: Store, measured: str, planned: str) -> list[nodes.Node]:
     made = Counter((r.provenance.get("processor"), r.provenance.get("threads")) for r in records)
     processor, threads = made.most_common(1)[0][0]
     scored = 1 + sum(count for kind, count in others.items() if kind.startswith("cell"))
-    size = sum(store.path(record.key).stat().st_size for record in records) / len(records)
+    size = sum(store.path(record.name).stat().st_size for record in records) / len(records)
     return [
         table(["Task", f"Tasks of {measured}", "Seconds of one", "Worker hours", f"Tasks of {planned}"], rows,
               f"Tasks by kind, with the median seconds on a worker ({processor}, threads: {threads}).", "igsp-dense"),

@@ -51,13 +51,12 @@ def points(records: Iterable[Record]) -> list[Point]:
     if not dense:
         return []
     newest = max(dense, key=lambda record: str(record.provenance.get("finished", "")))
-    metrics = {r.spec["calibration"]: r.metrics["information"] for r in everything if r.spec.get("stage") == "profile"}
+    metrics = {r.spec["calibration"]: r.metrics["information"] for r in everything if r.spec.get("stage") == "metrics"}
     groups: dict[tuple[str, str], list[tuple[dict[str, float], Record]]] = {}
     for record in everything:
         if record.spec.get("stage") == "cell" and _setting(record) == _setting(newest):
             kept = likelihood_retention(record.metrics["scores"], newest.metrics["scores"])
-            labels = record.metrics["labels"]
-            key = (run_name(record.spec, labels.get("calibration") or {}), labels["strategy"])
+            key = (run_name(record.spec), record.spec["strategy"])
             groups.setdefault(key, []).append((kept, record))
     found = []
     sizes = Counter(run for run, _ in groups)
@@ -115,20 +114,20 @@ def _select(name: str, title: str, options: Iterable[tuple[str, str]]) -> str:
     return f'<label>{title}<select data-control="{name}">{items}</select></label>'
 
 
-def run_name(spec: Mapping[str, Any], calibration: Mapping[str, Any]) -> str:
+def run_name(spec: Mapping[str, Any]) -> str:
     """Method and sparsity, the size of the calibration set, and pattern and order where they are not the usual ones."""
-    extra = [f"{calibration['n']} × {calibration['seqlen']} tokens"] if {"n", "seqlen"} <= calibration.keys() else []
+    extra = [f"{spec['n']} × {spec['seqlen']} tokens"] if {"n", "seqlen"} <= spec.keys() else []
     extra += [str(spec[key]) for key in ("pattern", "order") if spec.get(key) not in (None, "block")]
     return titled(", ".join([f"{spec['method']} {100 * spec['sparsity']:g} %", *extra]))
 
 
 def _setting(record: Record) -> str:
-    return str([record.spec.get(key) for key in ("model", "device", "dtype", "suite", "versions")])
+    return str([record.spec.get(key) for key in ("model", "device", "dtype", "suite")])
 
 
 def _kind(strategy: str, record: Record) -> str:
     source = catalogue().get(strategy)
-    written = record.metrics["labels"].get("calibration", {}).get("kind") in ("protocol", "candidates")
+    written = not {"source", "weights"} & record.spec.get("detail", {"weights": 1}).keys()
     return source.dimension if source else "self-written" if written else "mix"
 
 

@@ -35,7 +35,7 @@ from igsp.models import folder_fingerprint, resolve_device, resolve_dtype, resol
 from igsp.provenance import key_of, provenance, repository_root
 from igsp.study.study import Settings, settings
 
-SETTING_NAMES = set(Settings.__dataclass_fields__)
+SETTING_NAMES = set(Settings.model_fields)
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def data_sha256() -> str:
 def records_sha256(profile: str, root: Path) -> str:
     """Hash of a checkout's records of a profile, with those that verify them, by name and content."""
     folder = root / "book" / "results" / profile
-    return key_of({str(path.relative_to(folder)): sha256_file(path) for path in sorted(folder.rglob("cells/*.json"))})
+    return key_of({str(path.relative_to(folder)): sha256_file(path) for path in sorted(folder.rglob("*.json"))})
 
 
 def run(

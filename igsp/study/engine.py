@@ -36,8 +36,8 @@ from unittest.mock import patch
 from tqdm import tqdm
 
 from igsp.errors import IgspError
-from igsp.provenance import duration, key_of
-from igsp.study.records import Record
+from igsp.provenance import duration
+from igsp.study.records import Record, name_of
 
 if TYPE_CHECKING:
     from igsp.study.study import Study, Task
@@ -400,7 +400,7 @@ class Scheduler:
             task = self.tasks[index]
             spec = self.study.specification(task)
             lock = ExitStack()
-            if not patiently(lambda: lock.enter_context(self.store.claim(key_of(spec)))):  # noqa: B023
+            if not patiently(lambda: lock.enter_context(self.store.claim(name_of(spec)))):  # noqa: B023
                 self.elsewhere.append(index)
                 lock.close()
             elif patiently(self.study.done, task):  # by another process, in the meantime
@@ -408,7 +408,7 @@ class Scheduler:
                 lock.close()
             else:
                 slot = self.idle.pop()
-                self.busy[slot] = Running(index, key_of(spec), lock, time.monotonic())
+                self.busy[slot] = Running(index, name_of(spec), lock, time.monotonic())
                 needs = [(self.tasks[need], self.products[need]) for need in self.needs[index] & self.products.keys()]
                 sets = [(need.strategy, need.draw, product) for need, product in needs]
                 self._submit(slot, perform, task, spec, sets)
@@ -463,7 +463,6 @@ class Scheduler:
     def _keep(self, running: Running, record: Record, product: Any) -> None:
         task = self.tasks[running.index]
         patiently(self.store.put, record)
-        self.study.learn(task, record)
         if product is not None and self.users[running.index]:
             self.products[running.index] = product
         self.computed += 1
@@ -528,7 +527,7 @@ def survey(study: Study, tasks: Tasks) -> list[dict[str, Any]]:
             state = "done"
         else:
             with suppress(KeyError):
-                key = key_of(study.specification(task))
+                key = name_of(study.specification(task))
                 reason = failures.get(key, "")
                 state = "running" if study.store.running(key) else "failed" if reason else "left"
         method, sparsity = (task.cell.method, task.cell.sparsity) if task.cell else (None, None)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,13 +18,15 @@ import numpy as np
 import pandas as pd
 
 from igsp.errors import AssetError, UsageError
-from igsp.provenance import repository_root
+from igsp.provenance import now, provenance
 from igsp.pruning.masks import overlap
 from igsp.scoring.correlation import spearman_table
 from igsp.scoring.evaluation import Scores
 from igsp.scoring.retention import Luck, Retention, pooled_luck, retention
-from igsp.study.records import Record, Store
-from igsp.study.study import Cell, Result, Settings, Study, against_trivial, cells, frame, settings, strategies
+from igsp.study.grid import Cell, cells, strategies
+from igsp.study.records import AGAIN, VERIFIED, Record, Store
+from igsp.study.settings import Settings, settings
+from igsp.study.study import Result, Study, against_trivial, frame, store_of
 from igsp.text.catalogue import DIMENSIONS
 from igsp.text.metrics import CORRELATED
 
@@ -63,9 +64,14 @@ class Reference:
     def complete_draws(self, method: str) -> list[int]:
         """Draws of which every source of the grid is recorded at the profile's sparsity: comparisons are balanced."""
         wanted = {cell.strategy for cell in cells(self.settings)} & set(self.settings.sources)
-        known = {(r.draw, r.strategy) for r in self.results if _at(r, method, self.settings.sparsity)}
+        known = {(r.draw, r.strategy) for r in self.results if self._at(r, method, self.settings.sparsity)}
         draws = sorted({draw for draw, _ in known})
         return [draw for draw in draws if all((draw, name) in known for name in wanted)]
+
+    def _at(self, result: Result, method: str, sparsity: float) -> bool:
+        """Whether a cell is of a method and sparsity; the profile's own sparsity is its pattern, if it has one."""
+        pattern = self.settings.pattern if sparsity == self.settings.sparsity else None
+        return (result.cell.method, result.cell.sparsity, result.cell.pattern) == (method, sparsity, pattern)
 
     def at(
         self, method: str | None = None, sparsity: float | None = None, names: Sequence[str] | None = None
@@ -78,7 +84,7 @@ class Reference:
         sparsity = own if sparsity is None else sparsity
         return [
             r for r in self.results
-            if _at(r, method, sparsity) and (names is None or r.strategy in names)
+            if self._at(r, method, sparsity) and (names is None or r.strategy in names)
             and (sparsity != own or r.draw in self.complete_draws(method))
         ]
 
@@ -185,10 +191,6 @@ class Reference:
         return float(np.mean(pairs)) if pairs else float("nan")
 
 
-def _at(result: Result, method: str, sparsity: float) -> bool:
-    return (result.cell.method, result.cell.sparsity) == (method, sparsity)
-
-
 def _mask(result: Result) -> str:
     return str(result.record.metrics["mask"])
 
@@ -204,55 +206,54 @@ def recorded(profile: str, store: str | Path | None = None) -> bool:
 def reference(profile: str, store: str | Path | None = None) -> Reference:
     """Reads the records of a profile.
 
-    Records of other sizes than the profile's are left out, and so are those of another model, device or number
+    Records of other sizes than the profile's are left out, and so are those of another model, suite, device or number
     format than most have.
 
     Raises:
         AssetError: the store holds no dense scores or no cells of the profile.
     """
-    chosen = settings(profile)
-    root = store or repository_root() / "book" / "results" / profile
-    place = Store(root)
-    by_stage: dict[str, list[Record]] = {}
+    chosen, place = settings(profile), store_of(profile, store)
+    found: dict[str, list[Record]] = {}
     for record in place.records():
-        by_stage.setdefault(record.spec["stage"], []).append(record)
-    cells = [record for record in by_stage.get("cell", ()) if _size(record) == (chosen.n, chosen.seqlen)]
-    if not cells or "dense" not in by_stage:
+        found.setdefault(str(record.spec.get("stage")), []).append(record)
+
+    def fits(record: Record) -> bool:
+        return all(record.spec.get(key) == getattr(chosen, key) for key in ("n", "seqlen"))
+
+    cells = list(filter(fits, found.get("cell", ())))
+    if not cells or "dense" not in found:
         raise AssetError(
             f"'{place.root}' holds no records of profile '{profile}': run `igsp study run --profile {profile}`"
         )
     common = Counter(map(_numbers, cells)).most_common(1)[0][0]
-    dense = next((record for record in by_stage["dense"] if _numbers(record) == common), None)
+    dense = next((record for record in found["dense"] if _numbers(record) == common), None)
     if dense is None:
         raise AssetError(f"'{place.root}' holds no dense scores of the model that its cells were pruned from")
-    results = [_result(record) for record in cells if _numbers(record) == common]
-    repeated = Store(f"{root}/verified").records()
-    again = [_result(r) for r in repeated if r.spec["stage"] == "cell"]
-    information = {
-        (_label(r, "strategy"), _label(r, "draw")): r.metrics["information"]
-        for r in by_stage.get("profile", ()) if _numbers(r) == common and _size(r) == (chosen.n, chosen.seqlen)
-    }
     order = {name: place for place, name in enumerate(chosen.sources)}
-    results.sort(key=lambda r: (order.get(r.strategy, len(order)), r.strategy, r.draw))
+    results = sorted((_result(record) for record in cells if _numbers(record) == common),
+                     key=lambda r: (order.get(r.strategy, len(order)), r.strategy, r.draw))
+    known = {r.cell for r in results}
+    again = [_result(r) for r in Store(f"{place.root}/{AGAIN}").records() if r.spec["stage"] == "cell"]
+    information = {(r.spec["strategy"], r.spec["draw"]): r.metrics["information"]
+                   for r in filter(fits, found.get("metrics", ())) if _numbers(r) == common}
     names = pd.MultiIndex.from_tuples(information, names=["strategy", "draw"])
     table = pd.DataFrame(list(information.values()), index=names)
     scores = Scores.from_dict(dense.metrics["scores"])
-    solvers = next((r for r in by_stage.get("trivial", ()) if _numbers(r) == common), None)
-    trivial = against_trivial(solvers.metrics["rows"], scores) if solvers else None
-    known = {r.cell for r in results}
-    size = (common[0], chosen.n, chosen.seqlen)
-    writing = [r for r in by_stage.get("writing", ()) if tuple(r.spec[k] for k in ("model", "n", "seqlen")) == size]
-    samples = pd.DataFrame(writing[0].metrics["samples"]) if writing else None
-    checked = tuple(r for r in again if r.cell in known)
-    known_words = Path(root) / "unigram.json"
-    floor = Scores.from_dict(json.loads(known_words.read_text(encoding="utf8"))) if known_words.is_file() else None
-    return Reference(chosen, scores, tuple(results), table, trivial, checked, samples, floor)
+    rows = [r.metrics["rows"] for r in found.get("trivial", ()) if r.spec["suite"] == dense.spec["suite"]]
+    samples = [r.metrics["samples"] for r in filter(fits, found.get("writing", ()))]
+    floor = place.read("unigram")
+    return Reference(
+        chosen, scores, tuple(results), table, against_trivial(rows[0], scores) if rows else None,
+        tuple(r for r in again if r.cell in known), pd.DataFrame(samples[0]) if samples else None,
+        Scores.from_dict(floor) if floor else None,
+    )
 
 
 def verify(profile: str, store: str | Path | None = None, sample: int = 3, seed: int = 0) -> pd.DataFrame:
     """Computes a random sample of the recorded cells again, so many of each pruning method.
 
-    The new records go to `<store>/verified`; what is there already is kept, so that a larger sample holds the smaller.
+    The new records go to `<store>/verified`, date and result to `<store>/verified.json` (`verification`). What this
+    very commit computed there before is kept, so that a larger sample holds the smaller.
 
     Returns:
         `Reference.checks`: the repeated cells beside the recorded ones.
@@ -263,26 +264,34 @@ def verify(profile: str, store: str | Path | None = None, sample: int = 3, seed:
     """
     if sample < 1:
         raise UsageError(f"--sample must be at least 1, got {sample}")
-    run = reference(profile, store)
+    run, place, made_by = reference(profile, store), store_of(profile, store), provenance()
     by_luck = sorted((r.cell for r in run.results), key=lambda cell: hashlib.sha256(f"{seed} {cell}".encode()).digest())
-    root = store or repository_root() / "book" / "results" / profile
     chosen = [c for m in run.methods for c in [c for c in by_luck if c.method == m][:sample]]
-    Study(profile, f"{root}/verified").complete(chosen)
-    return reference(profile, store).checks()
+    again = Store(f"{place.root}/{AGAIN}")
+    for record in list(again.records()):
+        if made_by["dirty"] or record.provenance.get("commit") != made_by["commit"]:
+            again.remove(record.name)
+    Study(profile, str(again.root)).complete(chosen)
+    checks = reference(profile, store).checks()
+    largest = {key: float(checks[key].abs().max()) for key in ("bits per byte", "total")}
+    about = {"date": now(), "commit": made_by["commit"], "cells": len(checks), **largest}
+    place.write(VERIFIED, about | {"same sets": bool((checks["same set"] == "yes").all())})
+    return checks
+
+
+def verification(profile: str, store: str | Path | None = None) -> dict[str, Any] | None:
+    """The last verification of a profile's records, None if there was none.
+
+    Keys: `date`, `commit`, `cells` (computed again), `bits per byte` (largest relative difference of a task), `total`
+    (largest difference of total retention, in points), `same sets` (whether all calibration sets were the same).
+    """
+    return store_of(profile, store).read(VERIFIED)
 
 
 def _result(record: Record) -> Result:
-    cell = Cell(_label(record, "strategy"), _label(record, "draw"), record.spec["method"], record.spec["sparsity"])
+    spec = record.spec
+    cell = Cell(spec["strategy"], spec["draw"], spec["method"], spec["sparsity"], spec.get("pattern"))
     return Result(cell, Scores.from_dict(record.metrics["scores"]), record)
-
-
-def _label(record: Record, name: str) -> Any:
-    return record.metrics["labels"][name]
-
-
-def _size(record: Record) -> tuple[int, int]:
-    spec = record.metrics["labels"]["calibration"]
-    return spec["n"], spec["seqlen"]
 
 
 def _numbers(record: Record) -> tuple[str, ...]:
