@@ -297,7 +297,8 @@ def _brief(value: Any) -> str:
 def _rounded(value: Any, digits: int = _DIGITS) -> Any:
     """Numbers to the digits that they are good for: items 7, seconds 4, all others 8 significant ones."""
     if isinstance(value, Mapping):
-        return {k: _rounded(v, 4 if k in _SECONDS else _ITEM_DIGITS if k == "items" else digits) for k, v in value.items()}
+        special = {"items": _ITEM_DIGITS, **dict.fromkeys(_SECONDS, 4)}
+        return {key: _rounded(inner, special.get(key, digits)) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_rounded(inner, digits) for inner in value]
     if not isinstance(value, float) or not math.isfinite(value):
@@ -354,7 +355,8 @@ def differences(a: Store, b: Store, tolerance: float = 0.05, relative: float = 1
         found = [{"key": f"{name}: {k}", "a": x, "b": y} for k, x, y in _pairs(*specs) if x != y]
         if not found:
             numbers = [dict(_numbers(side[name].metrics)) for side in (ours, theirs)]
-            found = [{"key": f"{name}: {k}", "a": x, "b": y} for k, x, y in _pairs(*numbers) if not _near(x, y, 0, relative)]
+            other = [(k, x, y) for k, x, y in _pairs(*numbers) if not _near(x, y, 0, relative)]
+            found = [{"key": f"{name}: {k}", "a": x, "b": y} for k, x, y in other]
         if found:
             about = [_flat({k: side[name].provenance.get(k) for k in _MAKERS}) for side in (ours, theirs)]
             makers |= dict.fromkeys((f"made by: {k}", x, y) for k, x, y in _pairs(*about) if x != y)

@@ -38,7 +38,8 @@ CHOICES: dict[str, Callable[..., Selection]] = {
 GROUPS = {"sources": "source", "mixes": "mix", "protocols": "protocol", "selections": "selection"}
 # Settings that change no record: they say which cells there are, where they are computed, how they are told.
 _ELSEWHERE = {"profile", "method", "sparsity", "pattern", "draws", "grid", "measure", "web", "device", "dtype"}
-_GIVEN = {"lm", "pool", "n", "seqlen", "seed", "progress", "resume", "changes"}  # by the study, to protocols and choices
+# What a study gives to protocols and choices.
+_GIVEN = {"lm", "pool", "n", "seqlen", "seed", "progress", "resume", "changes"}
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][\w.+-]{0,79}", re.ASCII)
 
 Share = Annotated[float, Field(ge=0, lt=1)]
