@@ -34,7 +34,7 @@ ALT = "Retention by source: wiki 61.2 %, code 55.0 %, the mix 68.4 %."
 
 def entry(**changes: Any) -> dict[str, Any]:
     return {"value": 58.83, "low": 57.1, "high": 60.2, "unit": "%", "digits": 1, "n": 3, "label": None,
-            "notebook": "04-uniform-mix", "package": "aa", **changes}
+            "notebook": "04-uniform-mix", **changes}
 
 
 def test_values_of_all_notebooks_are_read(tmp_path: Path) -> None:
@@ -279,15 +279,15 @@ def scores(**bits: float) -> dict[str, Any]:
 
 def test_points_join_cells_with_their_metrics_and_dense_scores() -> None:
     def cell(sha: str, sparsity: float, strategy: str, draw: int, **bits: float) -> Record:
-        labels = {"strategy": strategy, "draw": draw, "calibration": {"n": 16, "seqlen": 256}}
-        return record("cell", {"scores": scores(**bits), "labels": labels}, calibration=sha, sparsity=sparsity,
+        size = {"strategy": strategy, "draw": draw, "n": 16, "seqlen": 256}
+        return record("cell", {"scores": scores(**bits)}, **size, calibration=sha, sparsity=sparsity,
                       method="wanda", pattern=None, order="block")
 
     source = next(iter(catalogue().values()))
     store = [
         record("dense", {"scores": scores(general=1.0, code=0.5)}),
-        record("profile", {"information": {"calibration_perplexity": 12.34567}}, calibration="a"),
-        record("profile", {"information": {"calibration_perplexity": 10.34567}}, calibration="b"),
+        record("metrics", {"information": {"calibration_perplexity": 12.34567}}, calibration="a"),
+        record("metrics", {"information": {"calibration_perplexity": 10.34567}}, calibration="b"),
         cell("a", 0.6, source.id, 0, general=2.0, code=1.0), cell("b", 0.6, source.id, 1, general=1.25, code=0.625),
         cell("a", 0.5, "uniform", 0, general=1.0, code=0.5),
         cell("c", 0.5, "never-profiled", 0, general=1.0, code=0.5),
