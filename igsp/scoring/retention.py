@@ -104,7 +104,7 @@ def retention(
 def difference(
     a: Scores | Sequence[Scores], b: Scores | Sequence[Scores], dense: Scores, measure: str = "likelihood", *,
     weights: Mapping[str, float] | None = None, floor: Scores | None = None,
-    luck: Mapping[str, Luck] | None = None, seed: int = 0,
+    luck: Mapping[str, Luck] | None = None, level: float = 0.95, seed: int = 0,
 ) -> dict[str, Estimate]:
     """Retention of `a` minus retention of `b` in points, per dimension and `total`, paired over draws and items.
 
@@ -121,7 +121,7 @@ def difference(
         gap = {name: x[name] - y[name] for name in x}
         share = None if weights is None else [weights.get(name, 0.0) for name in gap]
         gaps.append({**gap, "total": np.average(list(gap.values()), axis=0, weights=share)})
-    return _estimates(gaps, luck)
+    return _estimates(gaps, luck, level)
 
 
 def spread(
@@ -205,14 +205,17 @@ def _summary(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {"total": stacked.mean(0), "minimum": stacked.min(0)}
 
 
-def _estimates(draws: Sequence[Mapping[str, np.ndarray]], luck: Mapping[str, Luck] | None) -> dict[str, Estimate]:
+def _estimates(
+    draws: Sequence[Mapping[str, np.ndarray]], luck: Mapping[str, Luck] | None, level: float = 0.95
+) -> dict[str, Estimate]:
     """Estimates by name, of draws `[1 + RESAMPLES]`: plain in the first entry, over resampled items in the others."""
     found = {}
     for name in draws[0]:
         stacked = np.stack([d[name] for d in draws])  # [draws, 1 + RESAMPLES]
         plain, mean = stacked[:, 0], stacked.mean(0)
         own = Luck(float(plain.std(ddof=1)), len(draws) - 1) if len(draws) > 1 else None
-        found[name] = interval(float(mean[0]), float(mean[1:].std(ddof=1)), len(draws), (luck or {}).get(name, own))
+        items = float(mean[1:].std(ddof=1))
+        found[name] = interval(float(mean[0]), items, len(draws), (luck or {}).get(name, own), level)
     return found
 
 

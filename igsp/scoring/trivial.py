@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from igsp.scoring.evaluation import BITS_PER_BYTE, load_suite, task_folders
+import numpy as np
+
+from igsp.scoring.evaluation import BITS_PER_BYTE, Scores, TaskScore, load_suite, task_folders
 from igsp.scoring.items import Row, overlap
 from igsp.text.catalogue import catalogue, documents
 
@@ -158,3 +160,50 @@ def _first_words(source: str) -> Iterable[Any]:
         characters += len(document.text)
         if characters > 5 * TRAINING_WORDS:
             return
+
+
+def unigram(suite: str | Path, model: str) -> Scores:
+    """Scores, on the texts of a suite, of a model that knows how often each token of these texts occurs and nothing else.
+
+    Fitted on the other pieces of the same task: the bits that a dense model saves over it are what it knows beyond the
+    frequencies of words, the 100 % of `knowledge` retention.
+
+    Raises:
+        AssetError: a text or the tokenizer cannot be had.
+    """
+    from transformers import AutoTokenizer
+
+    from igsp.models import resolve_folder, tokenizer_fingerprint
+    from igsp.scoring import harness
+
+    tokenizer, loaded = AutoTokenizer.from_pretrained(resolve_folder(model)), load_suite(suite)
+    tasks = []
+    for entry in (task for task in loaded.tasks if task.metric == BITS_PER_BYTE):
+        task = harness.load_task(entry.task, task_folders(loaded))
+        texts = [task.doc_to_target(row) for row in list(task.eval_docs)[: entry.limit]]
+        bits = unigram_bits([tokenizer.encode(text, add_special_tokens=False) for text in texts], len(tokenizer))
+        sizes = np.array([len(text.encode()) for text in texts], float)
+        value = bits.sum() / sizes.sum()
+        stderr = float((bits - value * sizes).std(ddof=1) * len(sizes) ** 0.5 / sizes.sum())
+        items = tuple((round(float(b), 3), float(s)) for b, s in zip(bits, sizes, strict=True))
+        about = (entry.task, entry.dimension, BITS_PER_BYTE, float(value), len(items), stderr, None, False, items)
+        tasks.append(TaskScore(*about))
+    return Scores("unigram", str(suite), tuple(tasks), {"tokenizer": tokenizer_fingerprint(tokenizer)})
+
+
+def unigram_bits(pieces: Sequence[Sequence[int]], vocabulary: int) -> np.ndarray:
+    """Bits `[pieces]` of each piece under the token frequencies of all others.
+
+    Absolute discounting (0.75), interpolated with a uniform distribution over the vocabulary.
+
+    >>> unigram_bits([[0, 1], [0, 0]], 4).round(2).tolist()
+    [3.89, 3.36]
+    """
+    counts = [Counter(piece) for piece in pieces]
+    every = sum(counts, Counter[int]())
+    found = []
+    for piece in counts:
+        rest = every - piece
+        total, spare = rest.total(), 0.75 * len(rest) / vocabulary
+        found.append(-sum(n * math.log2((max(rest[t] - 0.75, 0) + spare) / total) for t, n in piece.items()))
+    return np.array(found)
