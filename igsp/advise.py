@@ -16,13 +16,13 @@ import functools
 import importlib.util
 import json
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import yaml
 from tqdm import tqdm
 
@@ -34,27 +34,15 @@ from igsp.pruning.driver import DEFAULT_SPARSITY, Statistics, collect_statistics
 from igsp.pruning.solvers import NEEDS, solver
 from igsp.scoring.contamination import contaminated
 from igsp.scoring.evaluation import BITS_PER_BYTE, Scores, evaluate, load_suite, suite_sha256
-from igsp.scoring.retention import Estimate, difference, retention
+from igsp.scoring.retention import Estimate, Luck, difference, pooled_luck, retention
+from igsp.study.analysis import verdict
 from igsp.study.records import Record, Store
+from igsp.study.simplex import Trial, Weights, climb
 from igsp.text.catalogue import source
-from igsp.text.windows import CalibrationSet, largest_remainder, mix, sample
+from igsp.text.windows import CalibrationSet, mix, sample
 
 SEARCH, CONFIRM = (0, 2), (1, 2)  # even and odd items of every task
 MIN_DRAWS = 3  # fewer decide nothing
-Weights = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One mix of the search: shares by source (sum 1, in whole windows), retention by dimension in percent, asked mean.
-
-    `gain` is that mean minus the uniform mix's, paired over items.
-    """
-
-    weights: Weights
-    retention: dict[str, float]
-    asked: float
-    gain: Estimate
 
 
 @dataclass(frozen=True)
@@ -64,9 +52,10 @@ class Advice:
     Attributes:
         weights: the recommended mix, shares by source: `best` if it was confirmed, else the uniform one.
         best: the mix that won the search.
-        confirmed: whether `best` beats the uniform mix on the asked dimensions beyond the noise floor.
+        confirmed: whether `best` beats the uniform mix on the asked mean beyond the luck of the draw (`beats`).
         gain: `best` minus uniform in points of retention, by dimension; `total` is the asked mean.
-        noise_floor: standard deviation of the uniform mix's asked mean between draws, in points; None for one draw.
+        noise_floor: standard deviation of a mix's asked mean between draws, in points, pooled over both mixes; None for
+            one draw.
         compared: retention of both mixes by dimension, with intervals.
         keep: the asked weights.  trials: every mix of the search, the uniform one first.
         settings: everything else the advice depends on.
@@ -84,17 +73,25 @@ class Advice:
 
     @property
     def verdict(self) -> str:
-        """What is recommended and why, in one sentence."""
+        """What is recommended and why, and what it costs on each dimension that loses for sure."""
         gain = f"{self.gain['total']} points on the asked dimensions"
         if self.noise_floor is not None:
             gain += f", noise floor {self.noise_floor:.1f}"
         if self.best == self.trials[0].weights:
             return "The search found no mix better than the uniform one: use the uniform mix."
         if self.confirmed:
-            return f"Use the optimised mix: on other items it beats the uniform one by {gain}."
+            return f"Use the optimised mix: on other items it beats the uniform one by {gain}. {self.price}"
         few = f", of {self.settings['draws']} draws where {MIN_DRAWS} are needed"
         return (f"Use the uniform mix: the optimised one does not beat it beyond the noise on other items ({gain}"
                 f"{few if self.settings['draws'] < MIN_DRAWS else ''}).")
+
+    @property
+    def price(self) -> str:
+        """The dimensions on which `best` lies below the uniform mix, the asked ones first, in one sentence."""
+        lost = [name for name, e in self.gain.items() if name != "total" and e.high < 0]
+        lost.sort(key=lambda name: name not in self.keep)
+        told = [f"{name} ({'asked' if name in self.keep else 'not asked'}) {self.gain[name]}" for name in lost]
+        return f"It costs: {', '.join(told)} points." if told else "No dimension pays for it beyond its interval."
 
     def rows(self) -> list[dict[str, Any]]:
         """The trials as table rows: shares, retention by dimension, asked mean and gain, rounded."""
@@ -158,8 +155,8 @@ def advise(
 
     The value of a mix is the mean retention of the asked dimensions, weighted by `keep`; dimensions that are not
     named count nothing (they are measured all the same, so that their price shows). For the search see the module. The
-    best mix counts as better only if the 95 % interval of the paired difference lies above 0 and the
-    difference above the noise floor, with at least 3 draws. Finished prunings are kept in the cache.
+    best mix counts as better only by the ledger's rule (`beats`): the 95 % interval of the paired difference above 0,
+    and the difference above twice what the luck of at least 3 draws gives it. Finished prunings are kept in the cache.
 
     Args:
         keep: weight by dimension, such as `{"code": 2, "math": 1}`.
@@ -195,9 +192,9 @@ def advise(
         uniform = found[0].weights
         a, b = ([bench.confirm(weights, seed + draw, bar) for draw in range(draws)] for weights in (best, uniform))
     dense = bench.dense(CONFIRM)
-    gain = difference(a, b, dense, measure, weights=keep)
-    spread = [mean_asked(retention(scores, dense, measure).dimensions, keep) for scores in b]
-    floor = float(np.std(spread, ddof=1)) if draws > 1 else None
+    luck = _luck({"optimised": a, "uniform": b}, dense, measure, keep)
+    gain = difference(a, b, dense, measure, weights=keep, luck={name: one.twice() for name, one in luck.items()})
+    floor = luck["total"].sd if luck else None
     confirmed = beats(gain["total"], floor, draws)
     compared = {name: retention(s, dense, measure).dimensions for name, s in (("optimised", a), ("uniform", b))}
     settings |= {"model": lm.name, "fingerprint": lm.fingerprint, "suite": str(suite), "measure": measure,
@@ -222,13 +219,27 @@ def asked(keep: Mapping[str, float], suite: str | Path) -> tuple[Weights, str, l
     raise UsageError(f"suite '{suite}' has no one measure of {', '.join(keep)}: give each a task in bits per byte")
 
 
-def beats(gain: Estimate, noise_floor: float | None, draws: int) -> bool:
-    """Whether a paired gain counts: its 95 % interval above 0, itself above the noise floor, and enough draws.
+def _luck(
+    mixes: Mapping[str, Sequence[Scores]], dense: Scores, measure: str, keep: Mapping[str, float]
+) -> dict[str, Luck]:
+    """Spread between the draws of a mix, pooled over the mixes, by dimension and `total`, the asked mean."""
+    rows = {}
+    for name, scores in mixes.items():
+        for draw, one in enumerate(scores):
+            kept = retention(one, dense, measure).dimensions
+            rows[name, draw] = {**{d: e.value for d, e in kept.items()}, "total": mean_asked(kept, keep)}
+    return pooled_luck(pd.DataFrame(rows).T)
 
-    >>> beats(Estimate(2.0, 0.5, 3.0), 1.0, 3), beats(Estimate(2.0, -0.1, 3.0), 1.0, 3)
+
+def beats(gain: Estimate, noise_floor: float | None, draws: int) -> bool:
+    """Whether a paired gain counts: its 95 % interval above 0, itself above twice what the draws give it, enough draws.
+
+    >>> beats(Estimate(2.0, 0.5, 3.0), 1.0, 3), beats(Estimate(1.5, 0.5, 2.5), 1.0, 3)
     (True, False)
     """
-    return noise_floor is not None and draws >= MIN_DRAWS and gain.low > 0 and gain.value > noise_floor
+    if noise_floor is None or draws < MIN_DRAWS:
+        return False
+    return verdict(gain, noise_floor * (2 / draws) ** 0.5) == "ahead"
 
 
 def mean_asked(kept: Mapping[str, Estimate], keep: Mapping[str, float]) -> float:
@@ -249,55 +260,6 @@ def _search(
         return Trial(weights, {d: e.value for d, e in kept.items()}, mean_asked(kept, keep), gain)
 
     return climb(trial, uniform, bench.settings["n"], budget)
-
-
-def climb(trial: Callable[[Weights], Trial], start: Weights, n: int, budget: int) -> list[Trial]:
-    """At most `budget` trials: the design, then from the best so far steps towards each source; no gain: half the step.
-
-    Every mix tried is one that `n` windows can have, so that what is found is what `mix` makes of it.
-    """
-    found = [trial(weights) for weights in islice(design(start, n), max(1, 2 * budget // 3))]
-    best, step = max(found, key=lambda t: t.asked), 1 / 3
-    while len(found) < budget and step * n >= 1:
-        known = [t.weights for t in found]
-        moves = [whole(towards(best.weights, name, step), n) for name in start]
-        new = [w for i, w in enumerate(moves) if w not in known + moves[:i]][: budget - len(found)]
-        found += [trial(weights) for weights in new]
-        top = max(found, key=lambda t: t.asked)
-        if top is best:
-            step /= 2
-        best = top
-    return found
-
-
-def design(names: Iterable[str], n: int) -> Iterator[Weights]:
-    """Simplex-centroid design in whole windows: equal shares of all names, then of every one, every two, ...
-
-    >>> [list(w.values()) for w in design("ab", 4)]
-    [[0.5, 0.5], [1.0, 0.0], [0.0, 1.0]]
-    """
-    names = list(names)
-    for size in (len(names), *range(1, len(names))):
-        for part in combinations(names, size):
-            yield whole({name: float(name in part) for name in names}, n)
-
-
-def towards(weights: Weights, name: str, step: float) -> Weights:
-    """Weights a share `step` of the way to `name` alone.
-
-    >>> towards({"a": 0.5, "b": 0.5}, "a", 0.5)
-    {'a': 0.75, 'b': 0.25}
-    """
-    return {key: (1 - step) * w + step * (key == name) for key, w in weights.items()}
-
-
-def whole(weights: Weights, n: int) -> Weights:
-    """Shares that `n` windows can have: the counts of `largest_remainder` over `n`.
-
-    >>> whole({"a": 2, "b": 1}, 4)
-    {'a': 0.75, 'b': 0.25}
-    """
-    return {name: count / n for name, count in largest_remainder(weights, n).items()}
 
 
 class Bench:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 
@@ -13,6 +14,7 @@ from tiny import tiny_model
 from igsp import advise as advise_function
 from igsp.errors import UnknownName, UsageError
 from igsp.models import tokenizer_fingerprint
+from igsp.provenance import repository_root
 from igsp.scoring.retention import Estimate
 from igsp.text.windows import CalibrationSet, Window, concatenate, largest_remainder
 
@@ -55,7 +57,8 @@ def test_the_search_stays_at_the_uniform_mix_where_nothing_is_better():
 
 @pytest.mark.parametrize(
     ("gain", "floor", "draws", "counts"),
-    [((2, 1, 3), 0.5, 3, True), ((2, 1, 3), 2.5, 3, False), ((2, -0.1, 4), 0.5, 3, False), ((2, 1, 3), 0.5, 2, False),
+    [((2, 1, 3), 0.5, 3, True), ((1.5, 1, 3), 1.0, 3, False), ((1.7, 1, 3), 1.0, 3, True), ((2, 1, 3), 2.5, 3, False),
+     ((2, -0.1, 4), 0.5, 3, False), ((2, 1, 3), 0.5, 2, False),
      ((-2, -3, -1), 0.5, 3, False), ((2, 1, 3), None, 3, False)],
 )
 def test_a_gain_counts_only_beyond_interval_noise_and_three_draws(gain, floor, draws, counts):
@@ -109,6 +112,16 @@ def bench(monkeypatch, tmp_path):
     (tmp_path / "own.yaml").write_text("\n".join(lines))
     options = {"suite": tmp_path / "own.yaml", "sparsity": 0.5, "n": 8, "seqlen": 32, "trials": 4, "progress": False}
     return lm, options, seen
+
+
+def test_the_verdict_says_what_the_mix_costs_asked_dimensions_first():
+    told = (repository_root() / "book" / "results" / "advice" / "smollm2-135m.json").read_text(encoding="utf8")
+    found = advise.Advice.from_json(told)
+    lost = [name for name, gain in found.gain.items() if gain.high < 0]
+    assert "math" in found.keep and "math" in lost, "the record to test with"
+    assert found.verdict.index("math (asked) -1.6") < found.verdict.index("general (not asked) -5.0")
+    free = dataclasses.replace(found, gain={"code": Estimate(1, 0.5, 2), "total": Estimate(1, 0.5, 2)})
+    assert "No dimension pays" in free.verdict
 
 
 def test_advice_on_dimensions_of_ones_own(bench, tmp_path, monkeypatch):

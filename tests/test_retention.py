@@ -107,7 +107,7 @@ def test_interval_of_three_draws_covers_the_true_difference():
         gaps = made.total[0].to_numpy() - made.total[1].to_numpy()  # truth: 0
         value, items = gaps.mean() + rng.normal(0, 0.13), 0.13
         luck = pooled_luck(made)["total"]
-        one = interval(value, items, 3, luck.plus(luck))
+        one = interval(value, items, 3, luck.twice())
         own = interval(value, items, 3, Luck(gaps.std(ddof=1), 2))
         pooled.append(one.low <= 0 <= one.high)
         alone.append(own.low <= 0 <= own.high)

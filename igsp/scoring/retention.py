@@ -67,8 +67,12 @@ class Luck:
     sd: float
     df: float
 
+    def twice(self) -> Luck:
+        """Of the difference of two strategies whose spread is this same pooled one."""
+        return Luck(2**0.5 * self.sd, self.df)
+
     def plus(self, other: Luck) -> Luck:
-        """Of the difference of two strategies that share nothing (degrees of freedom by Welch and Satterthwaite)."""
+        """Of the difference of two strategies with spreads of their own; degrees of freedom by Satterthwaite."""
         variance = self.sd**2 + other.sd**2
         weight = self.sd**4 / self.df + other.sd**4 / other.df
         return Luck(variance**0.5, variance**2 / weight if weight else self.df + other.df)

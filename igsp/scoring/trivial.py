@@ -163,7 +163,7 @@ def _first_words(source: str) -> Iterable[Any]:
 
 
 def unigram(suite: str | Path, model: str) -> Scores:
-    """Scores, on the texts of a suite, of a model that knows how often each token of these texts occurs and nothing else.
+    """Scores, on the texts of a suite, of a model that knows how often each of their tokens occurs and nothing else.
 
     Fitted on the other pieces of the same task: the bits that a dense model saves over it are what it knows beyond the
     frequencies of words, the 100 % of `knowledge` retention.

@@ -31,6 +31,8 @@ def luck_of(
         known = run.each(method, measure, sparsity)
         return paired_luck(known[known.index.get_level_values("source").isin(chosen)])
     one, other = (run.luck(run.written(name), method, measure, sparsity) for name in (a, b))
+    if one is other:
+        return {name: luck.twice() for name, luck in one.items()}
     return {name: one[name].plus(other[name]) for name in one if name in other}
 
 

@@ -22,7 +22,7 @@ from igsp.text.catalogue import DIMENSIONS, source
 
 
 def record_unigram(profile: str, root: Path) -> Path:
-    """Writes `unigram.json` beside a profile's records: `trivial.unigram` on the texts of its suite, which must be there."""
+    """Writes `unigram.json` beside a profile's records: `trivial.unigram` on the texts of its suite (needs them)."""
     s = reference(profile, root).settings
     with whole_or_nothing(root / "unigram.json") as path:
         path.write_text(json.dumps(unigram(s.suite, s.model).to_dict()) + "\n", encoding="utf8")
@@ -71,8 +71,8 @@ def family_table(run: Reference, method: str | None = None) -> pd.DataFrame:
     """What of the perplexity trade-off is left inside families, one row per dimension.
 
     Columns: shares of variance over the sources explained by `family`, by log `perplexity` and by `both`; `rho within`
-    families and its exact `p`; `rho mismatch` and `share mismatch` of the distance of a source's tokens to held-out text
-    of the same dimension (which is computed on exam text: it explains, it cannot select).
+    families and its exact `p`; `rho mismatch` and `share mismatch` of the distance of a source's tokens to held-out
+    text of the same dimension (which is computed on exam text: it explains, it cannot select).
     """
     kept = run.by_draw(method).groupby("source").mean()
     about, kind = run.information.groupby("strategy").mean().loc[kept.index], families(list(kept.index))
@@ -130,8 +130,8 @@ def equivalence(
 
     Two one-sided tests at 5 % (TOST, Schuirmann 1987).
     """
-    scores = [run.draws(name, method) for name in (a, b)]
-    found = difference(*scores, run.dense, luck=luck_of(run, a, b, method), level=0.9)["total"]  # type: ignore[misc]
+    one, other = run.draws(a, method), run.draws(b, method)
+    found = difference(one, other, run.dense, luck=luck_of(run, a, b, method), level=0.9)["total"]
     return found, -margin < found.low and found.high < margin
 
 
