@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import sys
+import types
 from typing import Any
 
 __version__ = "0.1.0"
@@ -18,6 +20,17 @@ _WHERE = {
     "advise": "igsp.advise",
 }
 __all__ = [*_WHERE, "protocols"]  # noqa: F822 (what __getattr__ gives)
+
+
+class _Package(types.ModuleType):
+    """Keeps a function apart from the module of its name: importing `igsp.advise` must not hide `igsp.advise()`."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _WHERE and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
