@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from typer import Argument, Option
 
 from igsp.assets import output_path
@@ -27,7 +26,6 @@ from igsp.cli.common import (
     command,
     dry,
     one_of,
-    pairs,
     table,
 )
 from igsp.errors import UsageError
@@ -43,10 +41,13 @@ class Text:
         help="a set made before: our folder, a `datasets` folder or .jsonl")] = None
     source: Annotated[str | None, Option(help="one source of the catalogue")] = None
     mix: Annotated[str | None, Option(
-        help="weights by source, as a=1,b=0.5; the word 'uniform'; or a YAML file of weights")] = None
+        help="weights by source (a=1,b=0.5), counts of windows (a:64,b:32), uniform, all-sources, or a YAML file of "
+             "weights; a[x] is the part x of a source")] = None
     protocol: Annotated[str | None, Option(help="self-cal, sgs or igsp: the model writes the text")] = None
     avoid: Annotated[str | None, Option(
         metavar="SUITE", help="leave out documents that contain an item of this suite")] = None
+    chat_template: Annotated[bool, Option(
+        "--chat-template", help="lay each document out as a user's turn by the tokenizer's chat template")] = False
     n: Windows = None
     seqlen: Seqlen = None
     draw: Draw = 0
@@ -66,19 +67,22 @@ class Text:
 
         if sum(map(bool, (self.calibration, self.source, self.mix, self.protocol))) > 1:
             raise UsageError("--calibration, --source, --mix and --protocol exclude each other: give one of them")
+        if self.chat_template and not (self.source or self.mix):
+            raise UsageError("--chat-template goes with --source or --mix: a set that is read says itself what it holds")
         if self.avoid:
             load_suite(self.avoid)
         if self.calibration:
             return [f"calibration set {self.calibration}"]
         if self.protocol:
             return [f"text that the model writes ({one_of('protocol', self.protocol, list(PROTOCOLS))})"]
-        counts = largest_remainder(self._weights(), self.n or WINDOWS) if self.named else {}
-        return [f"source {name}, {n} windows (at hand: {source(name).at_hand()})" for name, n in counts.items()]
+        counts = largest_remainder(*self._mix()) if self.named else {}
+        return [f"source {name}, {n} windows (at hand: {entry.at_hand()}; licence: {entry.licence})"
+                for name, n in counts.items() for entry in [source(name)]]
 
     def size(self, model: Model) -> tuple[int, int | None]:
         """Windows and tokens per window; None: as many as the model takes, up to 2048."""
         if not self.calibration:
-            return self.n or WINDOWS, self.seqlen
+            return self.windows, self.seqlen
         found = self._read(model.tokenizer())
         return found.n, found.seqlen
 
@@ -90,13 +94,14 @@ class Text:
 
         if self.calibration:
             return self._read(tokenizer)
-        size: dict[str, Any] = {"n": self.n or WINDOWS, "seqlen": seqlen}
+        size: dict[str, Any] = {"n": self.windows, "seqlen": seqlen}
         if self.protocol:
             extra = settings(self.profile).protocols.get(self.protocol, {})
             return PROTOCOLS[self.protocol](lm, seed=self.draw, **size, **extra)
         if not self.named:
             return None
-        weights = self._weights()
+        weights = self._mix()[0]
+        size |= {"chat": self.chat_template}
         without = {name: contaminated(name, self.avoid) for name in weights} if self.avoid else {}
         if self.source:
             found = without.get(self.source, frozenset())
@@ -108,21 +113,24 @@ class Text:
 
         return read(self.calibration, tokenizer, self.n, self.seqlen)  # type: ignore[arg-type]
 
-    def _weights(self) -> dict[str, float]:
-        """Weights by source; a file holds them under `weights`."""
+    @property
+    def windows(self) -> int:
+        """Windows that are asked for."""
+        return self._mix()[1] if self.mix else self.n or WINDOWS
+
+    def _mix(self) -> tuple[dict[str, float], int]:
+        """Weights by source, and the number of windows."""
         from igsp.study.study import settings
+        from igsp.text.windows import parse_mix
 
         if self.source:
-            return {self.source: 1.0}
-        if self.mix == "uniform":
-            return settings(self.profile).uniform
-        if not str(self.mix).endswith((".yaml", ".yml")):
-            return pairs(str(self.mix), "--mix")
-        try:
-            content = yaml.safe_load(Path(str(self.mix)).read_text(encoding="utf8"))
-            return {str(name): float(weight) for name, weight in content["weights"].items()}
-        except (OSError, yaml.YAMLError, TypeError, KeyError, AttributeError, ValueError) as error:
-            raise UsageError(f"'{self.mix}' holds no mix (weights: {{source: number}}): {error}") from None
+            return {self.source: 1.0}, self.n or WINDOWS
+        chosen = settings(self.profile)
+        ready = {"uniform": chosen.uniform, "all-sources": dict.fromkeys(chosen.sources, 1.0)}
+        weights, counted = parse_mix(str(self.mix), ready)
+        if counted and self.n not in (None, counted):
+            raise UsageError(f"the mix counts {counted} windows, --n {self.n} were asked for: leave --n out")
+        return weights, counted or self.n or WINDOWS
 
 
 @command(app, "igsp fetch --profile quick")
@@ -173,7 +181,7 @@ def calibrate(
     one_of("format", format, exchange.FORMATS)
     output_path(out)
     reads = text.reads()
-    n, seqlen = text.n or WINDOWS, text.seqlen or SEQLEN
+    n, seqlen = text.windows, text.seqlen or SEQLEN
     work = f"at least {n * seqlen:,} tokens, written one by one; time is not estimated" if text.protocol else ""
     written = f"{out} (about {n * seqlen * 8 / 1e6:.1f} MB)"
     if dry(dry_run, json_wanted, model.model, reads, None, out, written, work):

@@ -358,15 +358,6 @@ def _cached(entry: Source) -> tuple[Document, ...]:
     return tuple(Document(*pair) for pair in cached_json(_cache_file(entry), lambda: _read(entry)))
 
 
-def attribution(source_ids: Iterable[str]) -> list[str]:
-    """A line for each source of a mix: what its text is, where it comes from and under which licence."""
-    lines = []
-    for entry in map(source, source_ids):
-        place = entry.hub or ", ".join(entry.packages or (Path(name).name for name in entry.files))
-        lines.append(f"{entry.id}: {entry.about} ({place}{entry.revision and '@'}{entry.revision}); {entry.licence}")
-    return lines
-
-
 def text_sha256(source_id: str) -> str:
     """SHA-256 of a source's assembled text: id, newline, text, NUL of every document in order, as UTF-8."""
     return _sha256(_all(source_id))

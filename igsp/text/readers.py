@@ -315,6 +315,8 @@ def hub_rows(what: str, place: Path, *arguments: Any, **options: Any) -> Iterato
     import datasets  # takes a second
 
     try:
+        if datasets.config.HF_DATASETS_OFFLINE and "hf://" in str(options):  # which only HF_HUB_OFFLINE would stop
+            raise ConnectionError("HF_DATASETS_OFFLINE is set")
         yield from datasets.load_dataset(*arguments, **options)
     except Exception as error:  # the library raises a dozen kinds: not found, gated, offline, no such split, ...
         why = f"{type(error).__name__}: {str(error).split(chr(10))[0]}"

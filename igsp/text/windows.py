@@ -26,7 +26,7 @@ from igsp.text.catalogue import source as source_entry
 from igsp.text.readers import sound
 
 SEPARATOR = "\n\n"  # between documents inside a window
-NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
+NUMBER = r"-?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
 
 
 @dataclass(frozen=True)
@@ -298,7 +298,7 @@ def parse_mix(text: str, ready: Mapping[str, Mapping[str, float]] | None = None)
         for part in text.split(","):
             match = re.fullmatch(rf"\s*([^=:\s]+)\s*(?:([=:])\s*({NUMBER})\s*)?", part, re.ASCII)
             if not match or match[1] in weights or (match[2] == ":" and not match[3].isdecimal()):
-                raise UsageError(f"a mix is source=weight or source:count, each source once, with commas; got '{part}'")
+                raise UsageError(f"a mix is made of name:count or name=weight pairs, got '{part}'; each name once")
             weights[match[1]] = float(match[3] or 1)
             signs.add(match[2] or "=")
     if len(signs) > 1:
