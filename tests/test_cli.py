@@ -220,7 +220,7 @@ def test_too_little_memory_or_disk_is_said_before_starting(run, model, tmp_path,
     monkeypatch.setattr(Model, "load", None)
     command = ["prune", "--model", model, "--source", "stdlib", "--device", "cpu", "--out", tmp_path / "out", *dry]
     with monkeypatch.context() as patch:
-        patch.setattr(plan, "_free_memory", lambda: 1000)
+        patch.setattr(plan, "free_memory", lambda: 1000)
         code, _, err = run(*command)
         assert code == 2 and "of memory" in err and "--stream" in err
     with monkeypatch.context() as patch:

@@ -14,12 +14,11 @@ Three orders decide on which activations a Linear's statistics are taken:
 from __future__ import annotations
 
 import functools
-import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,21 +27,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from igsp.checkpoints import refuse_not_finite
 from igsp.errors import IgspError, NumericalError, UnknownName, UsageError
 from igsp.models import LanguageModel, resolve_device
-from igsp.pruning.blocks import (
-    Block,
-    Call,
-    capture_calls,
-    coverage,
-    find_blocks,
-    first_inputs,
-    replay,
-    shared_inputs,
-    watch,
-    weight_matrix,
-    weight_of,
-)
+from igsp.pruning.activations import Activations, choose_batch, keep_freed_memory, resident
+from igsp.pruning.blocks import Block, coverage, find_blocks, watch, weight_matrix, weight_of
 from igsp.pruning.checkpoint import Checkpoint
 from igsp.pruning.kernels import cpu_has_bf16, gram_route
 from igsp.pruning.report import ERROR_MEASURES, ModuleReport, PruneReport, pack_mask, peak_memory, save
@@ -55,13 +44,12 @@ from igsp.pruning.solvers import (
     parse_pattern,
     solver,
 )
-from igsp.pruning.statistics import Statistics, accumulate, combine, complete, empty
+from igsp.pruning.statistics import Statistics, accumulate, combine, complete, empty, refuse_not_finite_input
 from igsp.text.windows import CalibrationSet
 
 __all__ = ["METHODS", "PruneReport", "Statistics", "collect_statistics", "combine", "prune", "save"]
 
 METHODS = tuple(SOLVERS)
-CPU_TOKENS = 2048  # tokens per forward on a CPU: enough for full speed, few enough to stay near the caches
 DEFAULT_SPARSITY = 0.6
 
 
@@ -131,7 +119,7 @@ def prune(
     if calibration is None or statistics is not None or settings.needs == "nothing":
         return _prune(lm, blocks, None, settings, 1, store, statistics, compute, progress)
     resumed = store.batch_size if store else None
-    size = batch_size or resumed or _choose_batch(lm, blocks, calibration, order, compute)
+    size = batch_size or resumed or choose_batch(lm, blocks, calibration, order, compute)
     while True:
         untouched = _versions(blocks)
         try:
@@ -173,7 +161,7 @@ def collect_statistics(
     calibration.check(lm)
     blocks = find_blocks(lm.model)
     compute = resolve_device(device) if device is not None else lm.device
-    size = batch_size or _choose_batch(lm, blocks, calibration, "dense", compute)
+    size = batch_size or choose_batch(lm, blocks, calibration, "dense", compute)
     inputs: dict[str, InputStatistics] = {}
     grouped: list[list[list[str]]] = []
     with torch.no_grad():
@@ -240,13 +228,13 @@ def _prune(
     store: Checkpoint | None, statistics: Statistics | None, compute: torch.device, progress: bool,
 ) -> PruneReport:
     started = time.perf_counter()
-    _keep_freed_memory()
+    keep_freed_memory()
     report = _empty_report(lm, blocks, calibration, settings, size, compute)
     _warn_few_tokens(report, calibration, blocks, settings)
     if store:
         store.claim({k: v for k, v in report.to_dict().items() if k in CHECKPOINT_KEY})
     loaded = store.loaded if store else nullcontext
-    pool = MaskPool(blocks)
+    pool = _mask_pool(blocks)
     step: Step = STEPS[settings.order] if calibration is not None else functools.partial(_from_statistics, statistics)
     with torch.no_grad(), peak_memory(compute) as peak:
         activations = None
@@ -262,92 +250,21 @@ def _prune(
                     _restore(block, weights, activations, settings)
                     report.resumed_blocks += 1
                 else:
+                    refuse_not_finite({f"{block.name}.{name}": weight_of(m) for name, m in block.linears.items()})
                     solved = step(block, activations, settings)
                     modules = [module for module, _ in solved]
                     masks = {module.name: packed for module, packed in solved}
                     if store:
                         store.save(block, masks, modules)
             report.modules += modules
-            report.masks |= {name: pool.put(mask) for name, mask in masks.items()}
+            report.masks |= {name: pool[name].copy_(mask) for name, mask in masks.items()}
     report.peak_memory, report.seconds = peak[0], time.perf_counter() - started
     report.warnings += _damping_raised(report, settings)
     return report
 
 
-def _keep_freed_memory() -> None:
-    """Lets the C library reuse freed temporaries instead of handing them back to the system one by one.
-
-    Every page that comes back would be faulted in and cleared anew (a quarter of the time of a forward pass).
-    Freeing a block of nearly 32 MiB raises glibc's threshold for that as far as it goes (M_MMAP_THRESHOLD in
-    mallopt(3)); elsewhere this does nothing.
-    """
-    torch.empty(31 << 20, dtype=torch.uint8)
-
-
 CHECKPOINT_KEY = {"method", "sparsity", "pattern", "order", "reference", "damping", "fingerprint", "calibration",
                   "dtype", "batch_size", "gram_route"}
-
-
-class Activations:
-    """Hidden states of all calibration windows at one depth of the model, in micro-batches.
-
-    They stay on the compute device if they take less than a quarter of its free memory, else on the CPU.
-    """
-
-    def __init__(
-        self, lm: LanguageModel, blocks: Sequence[Block], calibration: CalibrationSet, size: int, compute: torch.device
-    ) -> None:
-        self.model, self.blocks, self.compute = lm.model, blocks, compute
-        self.seqlen = calibration.seqlen
-        batches = [ids.to(lm.device) for ids in calibration.input_ids.split(size)]
-        self.calls = {
-            size: [call.to(compute) for call in capture_calls(self.model, blocks, ids)]
-            for size, ids in {len(ids): ids for ids in batches}.items()
-        }
-        first = first_inputs(self.model, blocks, batches[0])
-        fits = compute.type == "cpu" or 4 * first.nbytes * len(batches) < torch.cuda.mem_get_info(compute)[0]
-        self.home = compute if fits else torch.device("cpu")
-        self.batches = [first_inputs(self.model, blocks, ids).to(self.home) for ids in batches]
-        self._groups: dict[tuple[str, ...], list[list[str]]] = {}
-
-    def _each(self, block: Block) -> Iterator[tuple[int, Tensor, Call]]:
-        for index, hidden in enumerate(self.batches):
-            yield index, hidden.to(self.compute, non_blocking=True), self.calls[len(hidden)][block.index]
-
-    def groups(self, block: Block) -> list[list[str]]:
-        """Groups of the block's Linear layers that share an input, in the order they run."""
-        key = (type(block.module).__name__, *block.linears)
-        if key not in self._groups:
-            _, hidden, call = next(self._each(block))
-            self._groups[key] = shared_inputs(block, hidden, call)
-        return self._groups[key]
-
-    def collect(
-        self, block: Block, groups: Sequence[Sequence[str]], needs: str, keep: bool = False
-    ) -> dict[str, InputStatistics]:
-        """Statistics of the groups' inputs, by the first name of each; `keep` also moves on to the block's outputs."""
-        leaders = [group[0] for group in groups]
-        found = {name: empty(weight_matrix(block.linears[name]).shape[1], needs, self.compute) for name in leaders}
-        window = 0
-        for index, hidden, call in self._each(block):
-
-            def see(name: str, x: Tensor, batch: int = len(hidden), first: int = window) -> None:
-                accumulate(found[name], x, batch, f"{block.name}.{name}", first)
-
-            output = watch(block, hidden, call, see, leaders, stop=not keep)
-            if keep and output is not None:
-                self.batches[index] = output.to(self.home, non_blocking=True)
-            window += len(hidden)
-        for item in found.values():
-            complete(item)
-        return found
-
-    def advance(self, block: Block) -> None:
-        """Moves on to the outputs of the block as it is now. Nothing reads those of the last block."""
-        if block.index == len(self.blocks) - 1:
-            return
-        for index, hidden, call in self._each(block):
-            self.batches[index] = replay(block, hidden, call).to(self.home, non_blocking=True)
 
 
 Solved = list[tuple[ModuleReport, Tensor]]
@@ -390,14 +307,14 @@ def _on_arrival(
 
     def see(name: str, x: Tensor) -> None:
         found = empty(x.shape[-1], settings.needs, x.device)
-        accumulate(found, x, len(hidden), f"{block.name}.{name}", 0)
+        refuse_not_finite_input(f"{block.name}.{name}", accumulate(found, x, len(hidden)), 0, x.flatten(1))
         complete(found)
         solved.extend(_solve(block, by_leader[name], found, settings))
 
     last = block.index == len(activations.blocks) - 1
     output = watch(block, hidden, call, see, list(by_leader), stop=last)
     if output is not None:
-        activations.batches[0] = output.to(activations.home)
+        activations._keep(0, output)
     return solved
 
 
@@ -444,33 +361,31 @@ def _solve(block: Block, group: Sequence[str], found: InputStatistics, settings:
     matrices = [weight_matrix(block.linears[name]) for name in group]
     parts = [len(matrix) for matrix in matrices]
     W = torch.cat(matrices).float()
-    if not torch.isfinite(W.sum()):
-        raise NumericalError(f"the weights of {' or '.join(names)} are not finite: the checkpoint is damaged")
     try:
         pruned = solver(settings.method)(
             W, found, settings.sparsity, settings.pattern, parts=parts, damping=settings.damping,
             reference=settings.reference,
         )
-        damping = pruned.damping
     except NumericalError as error:
         raise NumericalError(f"{', '.join(names)}: {error}") from error
-    relative = [max(0.0, float(lost.sum())) / max(float(whole.sum()), 1e-30)
-              for lost, whole in zip(pruned.loss.split(parts), _energy(W, found).split(parts), strict=True)]
     seconds = (time.perf_counter() - started) / len(names)
-    solved: Solved = []
-    for name, matrix, weight, mask, lost_share in zip(
-        names, matrices, pruned.weight.split(parts), pruned.mask.split(parts), relative, strict=True
+    energy = _energy(W, found).split(parts)
+    numbers: list[Tensor] = []  # they and the masks leave the device in one copy each
+    packed: list[Tensor] = []
+    for matrix, weight, mask, lost, whole in zip(
+        matrices, pruned.weight.split(parts), pruned.mask.split(parts), pruned.loss.split(parts), energy, strict=True
     ):
         matrix.copy_(weight)
-        mask = mask.contiguous()
-        rows, columns = matrix.shape
-        count, nonzero = (int(torch.count_nonzero(x)) for x in (mask, matrix))
-        row = ModuleReport(
-            block.index, name, rows, columns, count, rows * columns - nonzero, count / (rows * columns), lost_share,
-            damping, found.tokens, seconds,
-        )
-        solved.append((row, pack_mask(mask)))
-    return solved
+        packed.append(pack_mask(mask.contiguous()))
+        numbers += [lost.sum(), whole.sum(), torch.count_nonzero(mask), torch.count_nonzero(matrix)]
+    told = torch.stack([number.double() for number in numbers]).view(-1, 4).tolist()
+    masks = torch.cat(packed).cpu().split([len(mask) for mask in packed])
+    return [
+        (ModuleReport(block.index, name, len(matrix), matrix.shape[1], int(count), matrix.numel() - int(nonzero),
+                      int(count) / matrix.numel(), max(0.0, lost) / max(whole, 1e-30), pruned.damping, found.tokens,
+                      seconds), mask)
+        for name, matrix, (lost, whole, count, nonzero), mask in zip(names, matrices, told, masks, strict=True)
+    ]
 
 
 def _energy(W: Tensor, found: InputStatistics) -> Tensor:
@@ -481,23 +396,16 @@ def _energy(W: Tensor, found: InputStatistics) -> Tensor:
     return (W.square() * found.squares if len(found.squares) else W.square()).sum(1)
 
 
-class MaskPool:
-    """One stretch of memory for the packed masks of all blocks.
+def _mask_pool(blocks: Sequence[Block]) -> dict[str, Tensor]:
+    """Places for the packed masks of all Linear layers, by name, in one stretch of memory.
 
     They live as long as the report. Each in memory of its own would sit between the large temporaries of the solves and
     keep the allocator from reusing the space (200 MB on a model of 135 M parameters).
     """
-
-    def __init__(self, blocks: Sequence[Block]) -> None:
-        sizes = [-(-weight_matrix(linear).numel() // 8) for block in blocks for linear in block.linears.values()]
-        self.memory = torch.empty(sum(sizes), dtype=torch.uint8)
-        self.used = 0
-
-    def put(self, packed: Tensor) -> Tensor:
-        """A copy of the packed mask inside the pool."""
-        kept = self.memory[self.used : self.used + len(packed)]
-        self.used += len(packed)
-        return kept.copy_(packed)
+    sizes = {f"{block.name}.{name}": -(-weight_matrix(linear).numel() // 8)
+             for block in blocks for name, linear in block.linears.items()}
+    places = torch.empty(sum(sizes.values()), dtype=torch.uint8).split(list(sizes.values()))
+    return dict(zip(sizes, places, strict=True))
 
 
 def _restore(block: Block, weights: dict[str, Tensor], activations: Activations | None, settings: Settings) -> None:
@@ -508,46 +416,6 @@ def _restore(block: Block, weights: dict[str, Tensor], activations: Activations 
         weight_of(linear).copy_(weights[name])
     if activations is not None and settings.order != "dense":
         activations.advance(block)
-
-
-@contextmanager
-def resident(block: Block, compute: torch.device) -> Iterator[None]:
-    """Holds one block on the compute device for a while (nothing moves if it is there already)."""
-    home = next((parameter.device for parameter in block.module.parameters()), compute)
-    if home != compute:
-        block.module.to(compute)
-    try:
-        yield
-    finally:
-        if home != compute:
-            block.module.to(home)
-
-
-def _choose_batch(
-    lm: LanguageModel, blocks: Sequence[Block], calibration: CalibrationSet, order: str, compute: torch.device
-) -> int:
-    """Windows per forward pass: all in `true-sequential` if they fit, else enough tokens for full speed.
-
-    Estimated peak of one block's forward, our own rule: a token needs the input and output of every Linear and four
-    float32 copies of the hidden state; 60 % of the free memory may be used.
-    """
-    shapes = [weight_matrix(linear).shape for linear in blocks[0].linears.values()]
-    per_token = lm.dtype.itemsize * sum(c + r for r, c in shapes) + 16 * min(c for _, c in shapes)
-    free = torch.cuda.mem_get_info(compute)[0] if compute.type == "cuda" else _free_memory()
-    fitting = max(1, int(0.6 * free / (per_token * calibration.seqlen)))
-    if order != "true-sequential" and compute.type == "cpu":
-        fitting = min(fitting, max(1, CPU_TOKENS // calibration.seqlen))
-    return min(fitting, calibration.n)
-
-
-def _free_memory() -> int:
-    """Bytes of memory that programs may still take (an estimate; 4 GiB where the system does not say)."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf8").splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
-    except (OSError, StopIteration):
-        pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-        return pages * os.sysconf("SC_PAGE_SIZE") // 2 if pages else 4 << 30
 
 
 def _moved(item: InputStatistics, device: torch.device) -> InputStatistics:

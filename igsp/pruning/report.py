@@ -133,12 +133,12 @@ class PruneReport:
 
 
 def pack_mask(mask: Tensor) -> Tensor:
-    """Bit-packs a boolean mask row by row: uint8, eight weights a byte, first weight in the highest bit."""
+    """Bit-packs a boolean mask row by row, on its device: uint8, eight weights a byte, first in the highest bit."""
     if mask.device.type == "cpu":
         return torch.from_numpy(np.packbits(mask.numpy()))
-    bits = torch.nn.functional.pad(mask.flatten(), (0, -mask.numel() % 8)).view(-1, 8)  # packed before it travels
+    bits = torch.nn.functional.pad(mask.flatten(), (0, -mask.numel() % 8)).view(-1, 8)
     places = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=mask.device)
-    return (bits * places).sum(1, dtype=torch.uint8).cpu()
+    return (bits * places).sum(1, dtype=torch.uint8)
 
 
 def unpack_mask(packed: Tensor, rows: int, columns: int) -> Tensor:

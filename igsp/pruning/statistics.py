@@ -30,11 +30,10 @@ def empty(columns: int, needs: str, device: torch.device) -> InputStatistics:
     return InputStatistics(0, 0, squares, gram)
 
 
-def accumulate(statistics: InputStatistics, x: Tensor, windows: int, name: str, first_window: int) -> None:
+def accumulate(statistics: InputStatistics, x: Tensor, windows: int) -> Tensor:
     """Adds the inputs `x` `[..., columns]` of `windows` calibration windows, in place; `complete` comes last.
 
-    Raises:
-        NumericalError: a non-finite input; names the Linear and the calibration window.
+    Returns one boolean, on the device of `x`: whether all inputs so far were finite.
     """
     tokens = x.reshape(-1, x.shape[-1])
     if statistics.gram is not None:
@@ -44,13 +43,21 @@ def accumulate(statistics: InputStatistics, x: Tensor, windows: int, name: str, 
             statistics.squares += chunk.float().square_().sum(0)
     statistics.tokens += len(tokens)
     statistics.windows += windows
-    if not torch.isfinite(statistics.squares).all():
-        finite = torch.isfinite(tokens.reshape(windows, -1)).all(1)
-        sample = first_window + int(torch.nonzero(~finite)[0]) if not finite.all() else first_window
-        raise NumericalError(
-            f"non-finite input of {name} in calibration window {sample}: the model overflows on this text; "
-            "load it in bfloat16 or float32, or drop the window"
-        )
+    return torch.isfinite(statistics.squares).all()
+
+
+def refuse_not_finite_input(name: str, finite: Tensor, first: int, x: Tensor) -> None:
+    """Raises `NumericalError` if not `finite`; names the Linear and the first such window of `x` `[windows, ...]`."""
+    if not finite:
+        wrong = torch.nonzero(~torch.isfinite(x).all(1))
+        raise not_finite_input(name, str(first + int(wrong[0]) if len(wrong) else first))
+
+
+def not_finite_input(name: str, windows: str) -> NumericalError:
+    return NumericalError(
+        f"non-finite input of {name} in calibration window {windows}: the model overflows on this text; "
+        "load it in bfloat16 or float32, or drop the window"
+    )
 
 
 def complete(statistics: InputStatistics) -> None:
