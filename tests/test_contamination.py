@@ -98,7 +98,7 @@ def test_what_is_found_stays_out_of_the_windows_and_leaves_the_rest(monkeypatch)
 def test_published_overlaps_are_found():
     """BoolQ's training and validation questions share passages; the test is the validation split's own passages."""
     from igsp.text.catalogue import catalogue
-    from igsp.text.readers import rows
+    from igsp.text.rows import rows
 
     path = catalogue()["boolq"].mirror_files()[0].with_name("validation.jsonl.gz")
     passages = {normalise(row["passage"]) for row in rows(path)}

@@ -20,7 +20,7 @@ LINES = {"igsp": 8_500, "igsp_book": 2_000}
 LONGEST = 400
 LONG = {  # to be emptied
     "igsp_book.notebooks", "igsp.advise", "igsp.pruning.driver", "igsp.scoring.harness", "igsp.scoring.items",
-    "igsp.study.engine", "igsp.study.study", "igsp.text.readers",
+    "igsp.study.engine", "igsp.study.study",
 }
 
 

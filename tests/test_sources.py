@@ -13,7 +13,7 @@ import pytest
 
 from igsp.errors import AssetError, UnknownName, UsageError
 from igsp.text import catalogue as sources
-from igsp.text import readers
+from igsp.text import readers, rows
 from igsp.text.catalogue import DIMENSIONS, HELDOUT_SHARE, Document, catalogue, documents, text_sha256
 
 PINNED = sorted(name for name, entry in catalogue().items() if entry.origin == "wheel")
@@ -286,14 +286,14 @@ def test_a_source_is_read_only_up_to_its_limit(own, tmp_path):
 
 def test_duplicate_rows_are_dropped_and_counted(caplog):
     with caplog.at_level(logging.INFO):
-        texts = readers.lay_out((str(i), {"text": text}) for i, text in enumerate(["a", "a ", "", "b"]))
+        texts = rows.lay_out((str(i), {"text": text}) for i, text in enumerate(["a", "a ", "", "b"]))
     assert texts == [("0", "a"), ("3", "b")]
     assert "1 duplicates" in caplog.text
 
 
 def test_empty_columns_leave_no_gap_and_lists_become_lines():
-    rows = [("0", {"a": "A", "b": "", "c": ["x", "y"]}), ("1", {"a": "A", "b": None, "c": []})]
-    assert readers.lay_out(rows, "{a}\n\n{b}\n\n{c}") == [("0", "A\n\n- x\n- y"), ("1", "A")]
+    table = [("0", {"a": "A", "b": "", "c": ["x", "y"]}), ("1", {"a": "A", "b": None, "c": []})]
+    assert rows.lay_out(table, "{a}\n\n{b}\n\n{c}") == [("0", "A\n\n- x\n- y"), ("1", "A")]
 
 
 @pytest.mark.parametrize(
@@ -308,9 +308,9 @@ def test_empty_columns_leave_no_gap_and_lists_become_lines():
     ],
 )
 def test_the_right_answer_is_written_out(row, answer, right):
-    assert readers.right_answer(row, **answer) == right
+    assert rows.right_answer(row, **answer) == right
     with pytest.raises(AssetError, match=r"row 0.*'9', which is none"):
-        readers.lay_out([("0", {**row, answer["column"]: "9"})], "{right}", answer=answer)
+        rows.lay_out([("0", {**row, answer["column"]: "9"})], "{right}", answer=answer)
 
 
 def test_the_hub_is_streamed_at_the_pinned_revision_and_kept_in_the_cache(own, hub):

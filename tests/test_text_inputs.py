@@ -20,7 +20,7 @@ from tiny import tiny_calibration, tiny_model
 import igsp
 from igsp.errors import AssetError, IgspError, UnknownName, UsageError
 from igsp.text import catalogue as sources
-from igsp.text import readers, windows
+from igsp.text import rows, windows
 from igsp.text.catalogue import Document, Source, catalogue, documents
 from igsp.text.exchange import export, read
 from igsp.text.windows import CalibrationSet, mix, parse_mix, sample
@@ -174,11 +174,11 @@ def test_any_entry_is_taken_or_refused(own, change, name):
 @given(st.text(alphabet="{}[].!:0123ab>_ rs\n", max_size=14), VALUES)
 def test_any_template_reaches_columns_alone_or_is_refused(template, value):
     try:
-        readers.plain(template)
+        rows.plain(template)
     except ValueError:
         return
     try:
-        readers.lay_out([("0", {"a": value, "b": "text"})], template)
+        rows.lay_out([("0", {"a": value, "b": "text"})], template)
     except AssetError as error:
         assert "row 0" in str(error)
 
@@ -241,7 +241,7 @@ def test_damaged_parquet_is_named(own, folder, change):
 def test_any_bytes_are_rows_or_refused(folder, lm, lines):
     path = folder / "any.jsonl"
     path.write_bytes(b"\n".join(lines))
-    for reader in (lambda: list(readers.rows(path)), lambda: read(path, lm.tokenizer, seqlen=3)):
+    for reader in (lambda: list(rows.rows(path)), lambda: read(path, lm.tokenizer, seqlen=3)):
         try:
             reader()
         except IgspError as error:
@@ -357,10 +357,10 @@ def test_a_mix_as_people_write_it(text, weights, n):
     ("text", "match"),
     [
         ("c4:1,gsm8k=2", "not both"), ("c4:1,gsm8k", "not both"), ("c4:1.5", "count"), ("c4=x", "pairs, got"),
-        ("", "weight"), ("c4=1,c4=2", "each name once"), ("c4=-1", "negative"), ("c4=0", "zero"), ("c4[fr]", r"unknown part.*\[en\]"),
-        ("c5", "c4"), ("math[algebra", r"\[algebra\]"), ("recipes[train]", "part"), ("c4=\u0661", "weight"),
-        ("nowhere.yaml", "nowhere"),
-        ("c4:" + "9" * 40, "more than any"),
+        ("", "weight"), ("c4=1,c4=2", "each name once"), ("c4=-1", "negative"), ("c4=0", "zero"),
+        ("c4[fr]", r"unknown part.*\[en\]"), ("c5", "c4"), ("math[algebra", r"\[algebra\]"),
+        ("recipes[train]", "part"), ("c4=\u0661", "weight"),
+        ("nowhere.yaml", "nowhere"), ("c4:" + "9" * 40, "more than any"),
     ],
 )
 def test_a_mix_that_is_none_is_refused(text, match):

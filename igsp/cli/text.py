@@ -68,7 +68,7 @@ class Text:
         if sum(map(bool, (self.calibration, self.source, self.mix, self.protocol))) > 1:
             raise UsageError("--calibration, --source, --mix and --protocol exclude each other: give one of them")
         if self.chat_template and not (self.source or self.mix):
-            raise UsageError("--chat-template goes with --source or --mix: a set that is read says itself what it holds")
+            raise UsageError("--chat-template goes with --source or --mix: a set that is read holds its own messages")
         if self.avoid:
             load_suite(self.avoid)
         if self.calibration:

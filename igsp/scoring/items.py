@@ -28,8 +28,9 @@ from typing import Any
 from igsp.assets import cache_dir, cached_json, catalog, read_member
 from igsp.errors import AssetError, UnknownName
 from igsp.text.catalogue import catalogue, documents
-from igsp.text.readers import NotAtHand, Row, hub_rows, mirror, wheel_files
-from igsp.text.readers import rows as read_rows
+from igsp.text.readers import wheel_files
+from igsp.text.rows import NotAtHand, Row, hub_rows, mirror
+from igsp.text.rows import rows as read_rows
 
 PIECE_BYTES = 900  # about 250 tokens of prose
 ABOVE = 8  # lines shown before the one to choose
@@ -86,7 +87,7 @@ def table(path: str, name: str | None, split: str, hub: bool = True, **options: 
 
 
 def file_rows(path: Path) -> Sequence[Row]:
-    """Rows of a local file (`readers.rows`), read once as long as it does not change."""
+    """Rows of a local file (`rows.rows`), read once as long as it does not change."""
     return _file_rows(path, path.stat().st_mtime_ns)
 
 

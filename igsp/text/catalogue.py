@@ -35,8 +35,9 @@ from pydantic import (
 
 from igsp.assets import NAME, below, cache_dir, cached_json, read_yaml, wheels
 from igsp.errors import AssetError, UnknownName, UsageError, checked
-from igsp.text import readers
-from igsp.text.readers import READERS, NotAtHand, Row
+from igsp.text import readers, rows
+from igsp.text.readers import READERS
+from igsp.text.rows import NotAtHand, Row
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def _options(function: Callable[..., Any]) -> type[BaseModel]:
     return create_model(function.__name__, __config__=ConfigDict(strict=True, extra="forbid"), **fields)
 
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {**READERS, "right_answer": readers.right_answer}
+FUNCTIONS: dict[str, Callable[..., Any]] = {**READERS, "right_answer": rows.right_answer}
 OPTIONS = {name: _options(function) for name, function in FUNCTIONS.items()}
 ORIGINS = {"wheel": ("packages", "reader"), "installed": ("packages", "reader"), "hub": ("hub",), "file": ("files",)}
 """Where text can come from, and the fields that such an entry needs."""
@@ -97,7 +98,7 @@ class Source(BaseModel):
         file: path of the data below `$IGSP_DATA/<hub>`, without `.jsonl.gz`; `{config}` stands for each config.
         data_files: files of the hub's repository to read instead of `config` and `split`.
         files: for `file`, JSON lines, Parquet or text, beside or below the user's file.
-        template: layout of a row, with `answer`: see `readers.lay_out`.
+        template: layout of a row, with `answer`: see `rows.lay_out`.
         characters: of text at most.
         licence: licence of the text.
         paper: named in the paper.
@@ -124,7 +125,7 @@ class Source(BaseModel):
     file: Inside = ""
     data_files: Annotated[tuple[Inside, ...], Listed] = ()
     files: Annotated[tuple[Inside, ...], Listed] = ()
-    template: Annotated[str, AfterValidator(readers.plain)] = "{text}"
+    template: Annotated[str, AfterValidator(rows.plain)] = "{text}"
     answer: Options = {}
     characters: Annotated[int, Field(ge=1)] = 4_000_000
     paper: bool = False
@@ -156,7 +157,7 @@ class Source(BaseModel):
     def mirror_files(self) -> list[Path]:
         """Where a mirror has the data: one file per config below `$IGSP_DATA` (named so if that is unset)."""
         name = self.file or ("{config}/" if self.config else "") + self.split
-        return [readers.mirror(self.hub, f"{name.replace('{config}', c)}.jsonl.gz") for c in self.config or ("",)]
+        return [rows.mirror(self.hub, f"{name.replace('{config}', c)}.jsonl.gz") for c in self.config or ("",)]
 
     def at_hand(self) -> str:
         """Where the text is: `wheel cached`, `installed`, `mirror`, `hub cache`, `file`, or `no`."""
@@ -283,14 +284,14 @@ def _read(entry: Source) -> tuple[Document, ...]:
                      else readers.installed_files(entry.packages, *patterns))
             texts = READERS[entry.reader](files, **options)
         else:
-            texts = readers.lay_out(_numbered(_tables(entry)), entry.template, entry.characters, entry.answer)
+            texts = rows.lay_out(_numbered(_tables(entry)), entry.template, entry.characters, entry.answer)
     except NotAtHand:
         raise
     except AssetError as error:
         raise AssetError(f"source '{entry.id}': {error}") from None
     except Exception as error:  # a reader over files of another form raises a dozen kinds
         raise AssetError(f"source '{entry.id}': its files do not fit reader '{entry.reader}': {error!r}") from error
-    found = tuple(Document(readers.sound(name), readers.sound(text)) for name, text in texts if text)
+    found = tuple(Document(rows.sound(name), rows.sound(text)) for name, text in texts if text)
     if not found:
         raise AssetError(f"source '{entry.id}' holds no text: its split or files are empty")
     return found
@@ -305,10 +306,10 @@ def _numbered(tables: Sequence[tuple[str, Iterable[Row]]]) -> Iterator[tuple[str
 
 def _tables(entry: Source) -> list[tuple[str, Iterable[Row]]]:
     if entry.origin == "file":
-        return [(Path(name).name, readers.rows(Path(name))) for name in entry.files]
+        return [(Path(name).name, rows.rows(Path(name))) for name in entry.files]
     places = zip(entry.config or ("",), entry.mirror_files(), strict=True)
     if entry.at_hand() == "mirror":
-        return [(name, readers.rows(place)) for name, place in places]
+        return [(name, rows.rows(place)) for name, place in places]
     return [(name, _from_hub(entry, name, place)) for name, place in places]
 
 
@@ -319,7 +320,7 @@ def _from_hub(entry: Source, config: str, place: Path) -> Iterator[Row]:
     if entry.data_files:
         root = f"hf://datasets/{entry.hub}{'@' * bool(entry.revision)}{entry.revision}"
         what, options = ("json",), {"data_files": [f"{root}/{file}" for file in entry.data_files], "split": "train"}
-    return readers.hub_rows(_title(entry), place, *what, **options, streaming=True)
+    return rows.hub_rows(_title(entry), place, *what, **options, streaming=True)
 
 
 def _title(entry: Source) -> str:

@@ -23,8 +23,8 @@ from transformers import PreTrainedTokenizerBase
 from igsp.assets import output_path, whole_or_nothing
 from igsp.errors import AssetError, NotEnoughText, TokenizerMismatch, UnknownName, UsageError, checked
 from igsp.models import leading_tokens, tokenizer_fingerprint
-from igsp.text import readers
-from igsp.text.readers import sound
+from igsp.text import rows as files
+from igsp.text.rows import sound
 from igsp.text.windows import SEPARATOR, CalibrationSet, Origin, Window, conversation, cut, whole_numbers
 
 FORMATS = ("igsp", "datasets", "jsonl")
@@ -161,7 +161,7 @@ def _from_dataset(folder: Path, tokenizer: PreTrainedTokenizerBase, seqlen: int 
 
 def _file_rows(path: Path) -> Iterator[Mapping[str, Any]]:
     try:
-        yield from readers.rows(path)
+        yield from files.rows(path)
     except AssetError as error:
         raise UsageError(str(error)) from None
 

@@ -23,7 +23,7 @@ from igsp.errors import NotEnoughText, TokenizerMismatch, UsageError, checked
 from igsp.models import LanguageModel, leading_tokens, tokenizer_fingerprint
 from igsp.text.catalogue import documents
 from igsp.text.catalogue import source as source_entry
-from igsp.text.readers import sound
+from igsp.text.rows import sound
 
 SEPARATOR = "\n\n"  # between documents inside a window
 NUMBER = r"-?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
