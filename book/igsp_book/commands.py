@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from igsp.cli.common import Json, Profile, command, table
+from igsp.cli import common as c
 from igsp.cli.study import Parameters
 from igsp.cli.study import parameters as parsed
 from igsp.errors import IgspError
@@ -25,10 +25,10 @@ Exercise = Annotated[str, Argument(help="id, as ex05")]
 Own = Annotated[Path | None, Argument(help="your file (default: the name of the exercise, here)")]
 
 
-@command(notebooks, "igsp notebooks run 03 -p method wanda", name="run")
+@c.command(notebooks, "igsp notebooks run 03 -p method wanda", name="run")
 def notebooks_run(
     names: Annotated[list[str] | None, Argument(help="notebooks to run, by name or number (default all)")] = None,
-    profile: Profile = "quick", parameter: Parameters = None,
+    profile: c.Profile = "quick", parameter: Parameters = None,
     jobs: Annotated[int, Option(min=1, help="notebooks at a time")] = 2,
     out: Annotated[Path | None, Option(help="folder of the executed copies (default book/notebooks)")] = None,
     force: Annotated[bool, Option("--force", help="run again even where nothing has changed")] = False,
@@ -39,7 +39,7 @@ def notebooks_run(
     run(profile, parsed(parameter), names or None, jobs, out, force=force)
 
 
-@command(notebooks, "igsp notebooks sync", name="sync")
+@c.command(notebooks, "igsp notebooks sync", name="sync")
 def notebooks_sync() -> None:
     """write every .ipynb anew from its .py"""
     from igsp_book.notebooks import notebooks, sync
@@ -48,7 +48,7 @@ def notebooks_sync() -> None:
         print(path)
 
 
-@command(notebooks, "igsp notebooks check", name="check")
+@c.command(notebooks, "igsp notebooks check", name="check")
 def notebooks_check() -> None:
     """pairs in step, executed copies finished without error"""
     from igsp_book.notebooks import notebooks, out_of_sync, problems
@@ -62,8 +62,8 @@ def notebooks_check() -> None:
     print(f"{len(found)} notebooks: pairs in step, executed copies finished without error")
 
 
-@command(book, "igsp book build --profile small", name="build")
-def book_build(profile: Profile = "quick") -> None:
+@c.command(book, "igsp book build --profile small", name="build")
+def book_build(profile: c.Profile = "quick") -> None:
     """check the executed notebooks and build the book, strictly"""
     from igsp_book.build import site
 
@@ -71,7 +71,7 @@ def book_build(profile: Profile = "quick") -> None:
     print(f"book: {(site(repository_root(), profile) / 'index.html').as_uri()}")
 
 
-@command(book, "igsp book preview", name="preview")
+@c.command(book, "igsp book preview", name="preview")
 def book_preview() -> None:
     """build the book from the committed records alone, without a model"""
     from igsp_book.build import preview
@@ -80,8 +80,8 @@ def book_preview() -> None:
     print(f"preview: {(preview(root, root / '_build' / 'preview') / 'index.html').as_uri()}")
 
 
-@command(book, "igsp book archive", name="archive")
-def book_archive(profile: Profile = "quick") -> None:
+@c.command(book, "igsp book archive", name="archive")
+def book_archive(profile: c.Profile = "quick") -> None:
     """pack site, executed notebooks and values, with a checksum"""
     from igsp_book.build import archive
 
@@ -89,7 +89,7 @@ def book_archive(profile: Profile = "quick") -> None:
     print(archive(root, root / "_build" / "release", profile))
 
 
-@command(app, "igsp check ex05")
+@c.command(app, "igsp check ex05")
 def check(exercise: Exercise, path: Own = None) -> int:
     """check your solution of an exercise"""
     from igsp_book import course
@@ -100,16 +100,16 @@ def check(exercise: Exercise, path: Own = None) -> int:
     return 1 if problem else 0
 
 
-@command(course, "igsp course list", name="list")
-def course_list(json_wanted: Json = False) -> None:
+@c.command(course, "igsp course list", name="list")
+def course_list(json_wanted: c.Json = False) -> None:
     """the exercises with their rating and page"""
     from igsp_book.course import exercises
 
     columns = ("id", "stars", "title", "page")
-    table([{k: getattr(e, k) for k in columns} for e in exercises().values()], json_wanted)
+    c.table([{k: getattr(e, k) for k in columns} for e in exercises().values()], json_wanted)
 
 
-@command(course, "igsp course start ex05", name="start")
+@c.command(course, "igsp course start ex05", name="start")
 def course_start(exercise: Exercise, path: Own = None) -> None:
     """write the file of an exercise to begin with"""
     from igsp_book import course
@@ -118,7 +118,7 @@ def course_start(exercise: Exercise, path: Own = None) -> None:
     print(course.start(chosen, path or Path(chosen.name)))
 
 
-@command(course, "igsp course build", name="build")
+@c.command(course, "igsp course build", name="build")
 def course_build(
     out: Annotated[Path | None, Option(help="folder to write to (default _build/course)")] = None,
 ) -> None:

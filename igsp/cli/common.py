@@ -20,7 +20,6 @@ WINDOWS, SEQLEN = 128, 2048  # of a calibration set by default, as in the publis
 
 Quiet = Annotated[bool, Option("--quiet", help="no progress bars")]
 Json = Annotated[bool, Option("--json", help="print JSON instead of a table")]
-DryRun = Annotated[bool, Option("--dry-run", help="say what would be read, computed and written; do nothing")]
 Profile = Annotated[str, Option(help="settings to use: a name, or a YAML file")]
 Draw = Annotated[int, Option(help="which independent draw; the seed of a protocol")]
 Windows = Annotated[int | None, Option(min=1, help="windows (default 128; all of a set that is read)")]
@@ -65,6 +64,16 @@ def command(app: typer.Typer, *examples: str, name: str | None = None) -> Callab
         return function
 
     return register
+
+
+@dataclass(kw_only=True, frozen=True)
+class How:
+    """How to go about it, and what to print."""
+
+    dry_run: Annotated[bool, Option(
+        "--dry-run", help="say what would be read, computed and written; do nothing")] = False
+    json: Json = False
+    quiet: Quiet = False
 
 
 @dataclass(kw_only=True)
@@ -137,15 +146,14 @@ def table(rows: Sequence[dict[str, Any]], json_wanted: bool) -> None:
 
 
 def dry(
-    wanted: bool, json_wanted: bool, model: str, reads: Sequence[str], plan: Any, out: Path | None, written: str,
-    computes: str = "",
+    how: How, model: str, reads: Sequence[str], plan: Any, out: Path | None, written: str, computes: str = "",
 ) -> bool:
     """Refuses a plan that does not fit. Whether this is a dry run, of which it prints what would be done."""
-    if wanted:
+    if how.dry_run:
         rows = [{"step": "reads", "what": text} for text in (f"model {model}", *reads)]
         rows += [{"step": "computes", "what": computes}] if computes else []
         rows += [*(plan.rows() if plan else ()), {"step": "writes", "what": written}]
-        print(json.dumps(rows, indent=1) if json_wanted else "\n".join(f"{r['step']:<9} {r['what']}" for r in rows))
+        print(json.dumps(rows, indent=1) if how.json else "\n".join(f"{r['step']:<9} {r['what']}" for r in rows))
     if plan:
         plan.check(out or ".")
-    return wanted
+    return how.dry_run

@@ -14,7 +14,7 @@ import typer
 import yaml
 from typer import Argument, Option
 
-from igsp.cli.common import DryRun, Json, Profile, Quiet, command, one_of, table
+from igsp.cli import common as c
 from igsp.errors import UsageError
 
 app = typer.Typer()
@@ -31,7 +31,7 @@ Parameters = Annotated[list[str] | None, Option(
 class Cells:
     """Which study, and which of its cells."""
 
-    profile: Profile = "quick"
+    profile: c.Profile = "quick"
     store: Store = None
     only: Annotated[list[str] | None, Option(
         metavar="KEY=VALUE,...", show_default=False,
@@ -64,19 +64,19 @@ def parameters(words: list[str] | None) -> dict[str, Any]:
     return found
 
 
-@command(group, "igsp study plan --profile small", name="plan")
+@c.command(group, "igsp study plan --profile small", name="plan")
 def plan(
     cells: Cells,
     times: Annotated[str | None, Option(
         metavar="STORE", help="plan with the times recorded there, where the study has none of its own")] = None,
-    json_wanted: Json = False,
+    json_wanted: c.Json = False,
 ) -> None:
     """how many tasks there are, what is done, and how long the rest will take"""
     from igsp.study.engine import plan
 
     study, tasks, _ = cells.find()
     rows = plan(study, tasks, _filled(times).records() if times else ())
-    table(rows, json_wanted)
+    c.table(rows, json_wanted)
     if json_wanted:
         return
     missing = sum(row["count"] - row["done"] for row in rows)
@@ -87,21 +87,21 @@ def plan(
         print(f"no time is on record of: {', '.join(unknown)} (--times STORE takes those of another study)")
 
 
-@command(group, "igsp study run --profile small --only kind=mix --jobs 2",
+@c.command(group, "igsp study run --profile small --only kind=mix --jobs 2",
          "igsp study run --profile small --executor ray --address auto")
 def run(
     cells: Cells, executor: Annotated[str, Option(help="local or ray")] = "local",
     jobs: Annotated[int | None, Option(min=1, help="workers (default one per GPU, or per core without one)")] = None,
     threads: Annotated[int | None, Option(min=1, help="cores per worker (default cores / jobs; ray: 1)")] = None,
     address: Annotated[str | None, Option(help="of a Ray cluster to join, as auto (default: start one here)")] = None,
-    dry_run: DryRun = False, json_wanted: Json = False, quiet: Quiet = False,
+    *, how: c.How,
 ) -> int | None:
     """compute the missing tasks of a profile on many workers"""
     from igsp.study import engine
 
-    one_of("executor", executor, ("local", "ray"))
-    if dry_run:
-        return plan(cells, None, json_wanted)
+    c.one_of("executor", executor, ("local", "ray"))
+    if how.dry_run:
+        return plan(cells, None, how.json)
     study, tasks, make = cells.find()
     cuda = study.numbers["device"] == "cuda"
     workers: engine.Executor
@@ -113,8 +113,8 @@ def run(
         gpus = engine.visible_gpus() if cuda and ":" not in study.settings.device else []
         jobs = jobs or (1 if cuda and not gpus else None)  # one GPU by number, as cuda:1: not for many workers
         workers = engine.LocalPool(jobs, threads, gpus)
-    summary = engine.run(study, tasks, workers, make, progress=not quiet)
-    if json_wanted:
+    summary = engine.run(study, tasks, workers, make, progress=not how.quiet)
+    if how.json:
         print(json.dumps(asdict(summary), indent=1))
     else:
         by = f" (workers: {summary.workers}, {100 * summary.busy:.0f} % busy)" if summary.computed else ""
@@ -126,8 +126,8 @@ def run(
     return 1 if summary.failed else 0
 
 
-@command(group, "igsp study status --profile small --json")
-def status(cells: Cells, json_wanted: Json = False) -> None:
+@c.command(group, "igsp study status --profile small --json")
+def status(cells: Cells, json_wanted: c.Json = False) -> None:
     """what is done, running, left, and why tasks failed"""
     from igsp.study.engine import survey
 
@@ -140,7 +140,7 @@ def status(cells: Cells, json_wanted: Json = False) -> None:
     for row in rows:
         counts.setdefault(row["strategy"] or row["stage"], Counter())[row["state"]] += 1
     states = ("done", "running", "failed", "left")
-    table([{"strategy": name, "tasks": c.total(), **{s: c[s] for s in states}} for name, c in counts.items()], False)
+    c.table([{"strategy": name, "tasks": n.total(), **{s: n[s] for s in states}} for name, n in counts.items()], False)
     for row in rows:
         if row["state"] == "running":
             print(f"running: {row['task']}")
@@ -148,25 +148,25 @@ def status(cells: Cells, json_wanted: Json = False) -> None:
             print(f"failed: {row['task']}: {row['reason']}")
 
 
-@command(group, "igsp study verify --profile small --sample 3")
+@c.command(group, "igsp study verify --profile small --sample 3")
 def verify(
-    profile: Profile = "small", store: Store = None,
+    profile: c.Profile = "small", store: Store = None,
     sample: Annotated[int, Option(min=1, help="cells of each pruning method")] = 3,
-    seed: Annotated[int, Option(help="which cells")] = 0, json_wanted: Json = False,
+    seed: Annotated[int, Option(help="which cells")] = 0, json_wanted: c.Json = False,
 ) -> None:
     """compute a random sample of cells that other code made again, and compare"""
     from igsp.study.recorded import verify
 
-    table(verify(profile, store, sample, seed).to_dict("records"), json_wanted)
+    c.table(verify(profile, store, sample, seed).to_dict("records"), json_wanted)
 
 
-@command(app, "igsp diff before book/results/quick")
+@c.command(app, "igsp diff before book/results/quick")
 def diff(
     a: Annotated[str, Argument(help="folder or address")], b: Annotated[str, Argument(help="folder or address")],
     tolerance: Annotated[float, Option(help="published values: absolute difference that counts as none")] = 0.05,
     relative: Annotated[float, Option(
         help="numbers in records: the same as a share; 0 asks for equal bits")] = 1e-6,
-    json_wanted: Json = False,
+    json_wanted: c.Json = False,
 ) -> int:
     """records and published values that differ between two result stores"""
     from igsp.study.records import differences
@@ -176,7 +176,7 @@ def diff(
             raise UsageError(f"--{name} must be a number of at least 0, got {value}")
     one, other = _filled(a), _filled(b)
     rows = differences(one, other, tolerance, relative)
-    table(rows, json_wanted)
+    c.table(rows, json_wanted)
     if not rows and not json_wanted:
         print(f"no difference in {len(one.values())} published values and {sum(1 for _ in one.records())} records")
     return 1 if rows else 0

