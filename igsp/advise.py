@@ -33,8 +33,9 @@ from igsp.provenance import provenance, versions
 from igsp.pruning.driver import DEFAULT_SPARSITY, Statistics, collect_statistics, combine, prune
 from igsp.pruning.solvers import NEEDS, solver
 from igsp.scoring.contamination import contaminated
-from igsp.scoring.evaluation import BITS_PER_BYTE, Scores, evaluate, load_suite, suite_sha256
+from igsp.scoring.evaluation import Scores, evaluate, suite_sha256
 from igsp.scoring.retention import Estimate, Luck, difference, pooled_luck, retention
+from igsp.scoring.suites import BITS_PER_BYTE, load_suite
 from igsp.study.analysis import verdict
 from igsp.study.records import Record, Store
 from igsp.study.simplex import Trial, Weights, climb

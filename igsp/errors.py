@@ -88,7 +88,8 @@ def checked(model: type[T], given: Any, where: str, lines: Mapping[str, int] | N
     try:
         return model.model_validate(dict(given))  # type: ignore[attr-defined, no-any-return]
     except ValidationError as error:
-        fault: Any = error.errors(include_url=False)[0]
+        faults: Any = error.errors(include_url=False)
+        fault = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])  # a misspelt key is missing too
     path = [part for part in fault["loc"] if part != "[key]"]
     key = ".".join(map(str, path))
     if lines and path and path[0] in lines and path[0] in given:

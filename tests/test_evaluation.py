@@ -11,6 +11,9 @@ import sys
 import datasets
 import pytest
 import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tiny import FAMILIES, tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -22,12 +25,11 @@ from igsp.scoring.evaluation import (
     Scores,
     evaluate,
     heldout_texts,
-    load_suite,
     ratio_with_stderr,
     suite_items,
     suite_sha256,
-    task_folders,
 )
+from igsp.scoring.suites import SuiteTask, load_suite, read_task_file, task_folders, tasks_for
 from igsp.text.catalogue import DIMENSIONS, catalogue, documents
 
 SHAPE = dict(vocab_size=257, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
@@ -206,13 +208,13 @@ def test_unknown_names_name_the_nearest(lm):
 @pytest.mark.parametrize(
     ("text", "message"),
     [("tasks: [{task: a, dimension: math, metrik: acc}]", "metrik"), ("tasks: [{task: a, metric: acc}]", "dimension"),
-     ("tasks: [{task: a, dimension: maths, metric: acc}]", "math"), ("tsks: []", "tasks"), ("tasks: [a]", "task 1"),
+     ("tasks: [{task: a, dimension: maths, metric: acc}]", "math"), ("tsks: []", "tasks"), ("tasks: [a]", "tasks.0"),
      ("tasks: [{task: a, dimension: math, metric: acc, limit: 0}]", "limit"),
      ("tasks: [{task: a, dimension: math, metric: acc, chance: 25}]", "chance"),
      ("tasks: [{task: a, dimension: math, metric: acc, shots: -1}]", "shots"),
      ("tasks: [{task: a, dimension: math, metric: acc}]\nabout: x\nname: y", "name"),
      ("tasks: [{task: a, dimension: math, metric: acc}, {task: a, dimension: math, metric: acc}]", "twice"),
-     ("tasks: [", "no YAML")],
+     ("tasks: [", "cannot be read")],
 )
 def test_a_wrong_suite_file_names_file_and_field(tmp_path, text, message):
     path = tmp_path / "broken.yaml"
@@ -220,6 +222,143 @@ def test_a_wrong_suite_file_names_file_and_field(tmp_path, text, message):
     with pytest.raises(UsageError, match=message) as error:
         load_suite(path)
     assert "broken.yaml" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "mapping"), ("- a", "mapping"), ("tasks: 3", "tasks"), ("tasks: []", "tasks"), ("3", "mapping"),
+     (b"tasks: [\xff]", "cannot be read"), ("tasks: !!python/object/apply:os.getcwd []", "python/object"),
+     ("[" * 5000, "cannot be read"), ("tasks: [{task: a, dimension: math, metric: acc, limit: true}]", "limit"),
+     ("tasks: [{task: a, dimension: math, metric: acc, limit: 1.5}]", "limit"),
+     ("tasks: [{task: a, dimension: math, metric: acc, chance: .nan}]", "chance"),
+     ("tasks: [{task: a, dimension: math, metric: acc, runs_code: 'yes'}]", "runs_code"),
+     ("tasks: [{task: 5, dimension: math, metric: acc}]", "task"),
+     ("tasks: [{task: ../a, dimension: math, metric: acc}]", "lies beside the suite file"),
+     ("tasks: [{task: /etc/a.yaml, dimension: math, metric: acc}]", "lies beside the suite file"),
+     ("tasks: [{task: a, dimension: math, metric: acc, only_for: []}]", "nothing asks"),
+     ("tasks: [{task: a, dimension: math, metric: acc, only_for: [dense]}]", "nothing asks"),
+     ("output_type: multiple_choice\ndoc_to_text: a", "is a task file")],
+)
+def test_no_suite_file_enters_unchecked(tmp_path, text, message):
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UsageError, match=message) as error:
+        load_suite(path)
+    assert "broken.yaml" in str(error.value)
+
+
+def test_a_folder_is_no_suite_and_a_task_may_be_named_by_its_file(own_suite):
+    path, _ = own_suite
+    with pytest.raises(UsageError, match=r"is a folder.*mine\.yaml, sums\.yaml"):
+        load_suite(path.parent)
+    path.write_text("tasks: [{task: ./sums.yaml, dimension: math, metric: acc}]")
+    assert [task.task for task in load_suite(path).tasks] == ["sums"]
+
+
+RUNS = "__import__('pathlib').Path('ran').touch()"
+ESCAPES = {
+    "function": "process_docs: !function code.process\n",
+    "python tag": "description: !!python/object/apply:os.system ['touch ran']\n",
+    "template": "doc_to_text: \"{{ cycler.__init__.__globals__.os.system('touch ran') }}\"\n",
+    "template over the row": "doc_to_text: \"{{ query.__class__.__mro__[1].__subclasses__() }}\"\n",
+    "choices": "doc_to_choice: \"{{ [lipsum.__globals__['os'].popen('touch ran').read(), 'b'] }}\"\n",
+    "metric of the hub": "metric_list: [{metric: someone/else}]\n",
+    "metric by evaluate": "metric_list: [{metric: acc, hf_evaluate: true}]\n",
+    "generation": "generation_kwargs: {custom_generate: someone/else, trust_remote_code: true}\n",
+    "prompt": "use_prompt: 'promptsource:x'\n",
+    "class": "class: !function code.Task\n",
+    "included": "include: other.yaml\n",
+    "data file": "dataset_kwargs: {data_files: {test: ../../etc/passwd}}\n",
+    "data file of the root": "dataset_kwargs: {data_files: {test: /etc/passwd}}\n",
+    "data set": "dataset_path: ../../etc\n",
+    "included from elsewhere": "include: ../mine.yaml\n",
+}
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+@pytest.mark.parametrize("use", [suite_sha256, suite_items, evaluate], ids=lambda use: use.__name__)
+def test_a_suite_is_data_and_runs_nothing(lm, own_suite, monkeypatch, name, use):
+    path, _ = own_suite
+    monkeypatch.chdir(path.parent)
+    (path.parent / "code.py").write_text(f"{RUNS}\nprocess = Task = None\n")
+    (path.parent / "other.yaml").write_text("process_docs: !function code.process\n")
+    task = path.parent / "sums.yaml"
+    key = ESCAPES[name].split(":")[0]
+    kept = [line for line in task.read_text().splitlines(keepends=True) if not line.startswith(key)]
+    task.write_text("".join(kept) + ESCAPES[name])
+    try:
+        use(lm, path, progress=False) if use is evaluate else use(path)
+    except UsageError as error:
+        assert "sums" in str(error) or "other" in str(error)
+    else:
+        assert use is suite_sha256 and name in {"template", "template over the row", "choices", "metric of the hub"}
+    assert not (path.parent / "ran").exists()
+
+
+def test_functions_of_a_task_file_run_only_when_asked_for(lm, own_suite):
+    path, _ = own_suite
+    (path.parent / "code.py").write_text("def process(rows):\n    return rows.select(range(3))\n")
+    task = path.parent / "sums.yaml"
+    task.write_text(task.read_text() + "process_docs: !function code.process\n")
+    with pytest.raises(UsageError, match=r"sums\.yaml.*!function.*run_code=True"):
+        evaluate(lm, path, tasks=["sums"], progress=False)
+    assert evaluate(lm, path, tasks=["sums"], progress=False, run_code=True)["sums"].n == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("dataset_kwargs: {data_files: {test: 5}}", "data_files"),
+     ("dataset_kwargs: {data_files: rows.jsonl}", "data_files"),
+     ("metadata: {based_on: no_such_task}", "no_such_task"), ("metadata: {based_on: sums}", "sums"),
+     ("metadata: {piece_bytes: 0}", "piece_bytes"), ("doc_to_text: qery", "columns there: query"),
+     ("output_type: multiple_choise", "multiple_choice"), ("test_splt: test", "test_split"),
+     ("num_fewshot: true", "num_fewshot"), ("metric_list: []", "metric_list"),
+     ("metric_list: [{metric: acc_norn}]", "acc_norm"), ("include: sums.yaml", "itself"),
+     ("doc_to_text: '{{ query'", "sums"), ("doc_to_text: '{% if gold == 2 %}{{ qery }}{% endif %}a'", "qery")],
+)
+def test_a_wrong_task_file_names_file_and_field(lm, own_suite, line, message, monkeypatch):
+    from igsp.scoring import tasks
+
+    monkeypatch.setattr(tasks, "_lm_eval_index", lambda name: {})  # to read all of it takes a while
+    path, _ = own_suite
+    task = path.parent / "sums.yaml"
+    key = line.split(":")[0]
+    kept = [kept for kept in task.read_text().splitlines(keepends=True) if not kept.startswith(key)]
+    task.write_text("".join(kept) + line + "\n")
+    with pytest.raises(UsageError, match=message) as error:
+        evaluate(lm, path, tasks=["sums"], progress=False)
+    assert "sums" in str(error.value)
+
+
+def test_a_suite_says_which_strategies_a_task_is_scored_for(own_suite):
+    path, _ = own_suite
+    digest = suite_sha256(path)
+    path.write_text(path.read_text().replace("chance: 0.33", "chance: 0.33, only_for: [c4, uniform]"))
+    assert tasks_for(path, "dense") == tasks_for(path, "uniform") == ["sums", "text_math"]
+    assert tasks_for(path, "gsm8k") == ["text_math"]
+    assert suite_sha256(path) == digest  # what a score means does not change with whom it is asked of
+
+
+WORDS = st.sampled_from([*SuiteTask.model_fields, "tasks", "about", "dimensions", "math", "acc", "../x", "x", ""])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 3) | st.floats() | WORDS | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS | st.integers(), inner, max_size=5),
+    max_leaves=12,
+)
+LINES = st.fixed_dictionaries({"task": WORDS, "dimension": WORDS, "metric": WORDS}) | st.dictionaries(WORDS, VALUES)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(VALUES | st.fixed_dictionaries({"tasks": st.lists(LINES, max_size=3)}), st.booleans())
+def test_any_yaml_is_a_suite_or_a_typed_error(tmp_path, content, as_task):
+    path = tmp_path / "any.yaml"
+    path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf8")
+    try:
+        found = read_task_file(path) if as_task else load_suite(path)
+    except UsageError as error:
+        assert "any.yaml" in str(error)
+    else:
+        assert as_task or all(task.limit is None or task.limit > 0 for task in found.tasks)
 
 
 def test_a_metric_that_a_task_lacks_and_a_missing_data_file_are_named(lm, own_suite):
@@ -495,14 +634,14 @@ def test_a_filter_must_be_chosen_where_there_are_several(lm, published):
 
 
 def test_no_text_of_the_small_suite_comes_from_a_calibration_source_of_that_profile():
-    from igsp.scoring.harness import load_yaml
-    from igsp.study.study import settings
+    from igsp.scoring.tasks import load_yaml
+    from igsp.study.study import settings as profile
 
     texts = [task for task in SMALL.tasks if task.metric == "bits_per_byte"]
     assert [sum(task.dimension == name for task in texts) for name in DIMENSIONS] == [2] * len(DIMENSIONS)
     paths = [load_yaml(task_folders(SMALL)[1] / f"{task.task}.yaml")["dataset_path"] for task in texts]
     assert len(set(paths)) == len(paths)
-    assert not set(paths) & {catalogue()[name].hub for name in settings("small").sources}
+    assert not set(paths) & {catalogue()[name].hub for name in profile("small").sources}
 
 
 @needs_mirror
@@ -510,9 +649,9 @@ def test_no_text_of_the_small_suite_comes_from_a_calibration_source_of_that_prof
 def test_dense_model_beats_every_trivial_solver_on_the_choices_of_the_small_suite():
     from igsp import load_model
     from igsp.scoring import trivial as baselines
-    from igsp.study.study import settings
+    from igsp.study.study import settings as profile
 
-    trivial = baselines.baselines("small", settings("small").sources)
+    trivial = baselines.baselines("small", profile("small").sources)
     assert {row["task"] for row in trivial} == {task.task for task in SMALL.tasks if task.chance}
     dense = evaluate(load_model("smollm2-135m"), "small", tasks=[row["task"] for row in trivial], progress=False)
     for row in trivial:
@@ -561,10 +700,10 @@ def test_every_task_that_the_mirror_holds_can_be_scored(lm, suite, monkeypatch):
 
 @needs_mirror
 def test_a_group_is_scored_by_items_and_its_members_give_in_proportion_to_their_size():
-    from igsp.scoring import harness
+    from igsp.scoring.tasks import load_tasks, shares
 
-    tasks = harness.load_tasks("mmlu", task_folders(PAPER), shots=0)
-    sizes, some = harness.shares(tasks, None), harness.shares(tasks, 1000)
+    tasks = load_tasks("mmlu", task_folders(PAPER), shots=0)
+    sizes, some = shares(tasks, None), shares(tasks, 1000)
     total = sum(sizes.values())
     assert len(tasks) == 57 and sum(some.values()) == 1000
     assert all(abs(some[name] - 1000 * sizes[name] / total) < 1 for name in tasks)
@@ -573,15 +712,15 @@ def test_a_group_is_scored_by_items_and_its_members_give_in_proportion_to_their_
 @needs_mirror
 @pytest.mark.parametrize(("task", "solution"), [("humaneval", "canonical_solution"), ("mbpp", "code")])
 def test_reference_solutions_pass_and_broken_ones_do_not(task, solution):
-    from igsp.scoring import harness, sandbox
+    from igsp.scoring import sandbox, tasks
 
     if not sandbox.available():
         pytest.skip("nothing isolates programs here")
-    built = harness.load_task(task, task_folders(PAPER), shots=0, run_code=True)
+    built = tasks.load_task(task, task_folders(PAPER), shots=0, programs=True)
     rows = list(built.eval_docs)[:3]
     right = [row.get("prompt", "") + row[solution] for row in rows]
     answers = [[text] if task == "humaneval" else text for text in [*right, "def f(:"]]
     results = [{"filtered_resps": [text], "target": built.doc_to_target(row)}
                for text, row in zip(answers, [*rows, rows[0]], strict=True)]
-    harness._run_programs(results, progress=False)
+    tasks._run_programs(results, progress=False)
     assert [item["pass@1"] for item in results] == [1, 1, 1, 0]

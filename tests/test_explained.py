@@ -87,7 +87,7 @@ def test_the_margin_grows_with_sparsity_by_knowledge_and_stalls_by_likelihood(ru
 
 def test_equivalence_needs_the_whole_interval_inside_the_margin(run):
     found, same = equivalence(run, "uniform", "all-sources", 1.0)
-    assert same and -1 < found.low and found.high < 1
+    assert same and found.low > -1 and found.high < 1
     found, same = equivalence(run, "uniform", "c4", 1.0)
     assert not same and found.low > 1
 

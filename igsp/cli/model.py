@@ -117,7 +117,8 @@ def evaluate(
 ) -> None:
     """scores of a model on a suite of tasks"""
     from igsp.pruning.cost import reading
-    from igsp.scoring.evaluation import evaluate, load_suite, suite_texts
+    from igsp.scoring.evaluation import evaluate, suite_texts
+    from igsp.scoring.suites import load_suite
 
     load_suite(suite)
     if out:

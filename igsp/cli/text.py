@@ -44,7 +44,7 @@ class Text:
 
     def reads(self) -> list[str]:
         """What the text is made from; refuses names, weights and suites before anything is loaded."""
-        from igsp.scoring.evaluation import load_suite
+        from igsp.scoring.suites import load_suite
         from igsp.study.study import PROTOCOLS
         from igsp.text.catalogue import source
         from igsp.text.windows import largest_remainder

@@ -15,56 +15,18 @@ import importlib.metadata
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from importlib import resources
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from igsp.errors import UnknownName, UsageError
 from igsp.models import LanguageModel, leading_tokens
 from igsp.scoring.items import NotAtHand
-from igsp.text.catalogue import DIMENSIONS
+from igsp.scoring.suites import BITS_PER_BYTE, SuiteTask, choose, load_suite, task_folders
 
-BITS_PER_BYTE = "bits_per_byte"
 RESAMPLES = 1000  # for the standard error of bits per byte
-
-
-@dataclass(frozen=True)
-class SuiteTask:
-    """One line of a suite: an lm-eval task, the dimension it stands for and the metric to take from it.
-
-    Attributes:
-        chance: score of a guess, 0 where the answer is written; None for bits per byte.
-        limit: number of items, the first ones of the task; None for all. A group's members give in proportion.
-        shots: worked examples before each item; None for what a task file of ours says, else none.
-        filter: which of a generating task's ways to read the answer off the text.
-        runs_code: whether the task runs programs that the model writes.
-        note: where this line departs from common practice, and why.
-    """
-
-    task: str
-    dimension: str
-    metric: str
-    chance: float | None = None
-    limit: int | None = None
-    higher_is_better: bool = True
-    shots: int | None = None
-    filter: str | None = None
-    runs_code: bool = False
-    note: str | None = None
-
-
-@dataclass(frozen=True)
-class Suite:
-    """A named list of tasks. `folder` is where the suite file lies; its task files may lie beside it."""
-
-    name: str
-    about: str
-    tasks: tuple[SuiteTask, ...]
-    folder: Path
 
 
 @dataclass(frozen=True)
@@ -120,100 +82,34 @@ class Scores:
         return cls(plain["model"], plain["suite"], tasks, dict(plain["settings"]))
 
 
-def _catalog_folder(name: str) -> Path:
-    return Path(str(resources.files("igsp"))) / "catalog" / name
-
-
-def suites() -> dict[str, Path]:
-    """Files of the suites that come with the package, by name."""
-    return {path.stem: path for path in sorted(_catalog_folder("suites").glob("*.yaml"))}
-
-
-def load_suite(suite: str | Path) -> Suite:
-    """Reads a suite: a name of the catalogue or the path of a YAML file.
-
-    Raises:
-        UnknownName: no such suite or dimension, or a field that suites do not have (names file and field).
-        UsageError: the file is no suite, or a field is missing.
-    """
-    path = suites().get(str(suite), Path(suite))
-    if not path.is_file():
-        raise UnknownName("suite", str(suite), suites(), "(or give the path of a suite file)")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf8"))
-    except yaml.YAMLError as error:
-        raise UsageError(f"suite file '{path}' is no YAML: {error}") from None
-    if not isinstance(content, dict) or not content.get("tasks") or not isinstance(content["tasks"], list):
-        raise UsageError(f"suite file '{path}' needs a field 'tasks' with a list of tasks")
-    for key in set(content) - {"about", "dimensions", "tasks"}:
-        raise UnknownName(f"field of suite file '{path}':", key, ("about", "dimensions", "tasks"))
-    dimensions = (*DIMENSIONS, *(content.get("dimensions") or ()))
-    tasks = tuple(_suite_task(path, number, entry, dimensions) for number, entry in enumerate(content["tasks"], 1))
-    names = [task.task for task in tasks]
-    if len(set(names)) < len(names):
-        raise UsageError(f"suite file '{path}' names a task twice: {', '.join(sorted(names))}")
-    return Suite(path.stem, content.get("about", ""), tasks, path.parent)
-
-
-def _suite_task(path: Path, number: int, entry: Any, dimensions: Sequence[str]) -> SuiteTask:
-    where = f"task {number} of suite file '{path}'"
-    if not isinstance(entry, dict):
-        raise UsageError(f"{where} must be a mapping with the fields task, dimension and metric, got {entry!r}")
-    known = [f.name for f in fields(SuiteTask)]
-    for key in entry:
-        if key not in known:
-            raise UnknownName(f"field of {where}:", key, known)
-    for key in ("task", "dimension", "metric"):
-        if not isinstance(entry.get(key), str):
-            raise UsageError(f"{where}: the field '{key}' is missing or no text")
-    if entry["dimension"] not in dimensions:
-        hint = "(a new one is declared once, in the suite's field `dimensions`)"
-        raise UnknownName(f"dimension of {where}:", entry["dimension"], dimensions, hint)
-    limit, chance = entry.get("limit"), entry.get("chance")
-    if limit is not None and (not isinstance(limit, int) or limit < 1):
-        raise UsageError(f"{where}: the field 'limit' must be a whole number of at least 1, got {limit!r}")
-    shots = entry.get("shots")
-    if shots is not None and (not isinstance(shots, int) or shots < 0):
-        raise UsageError(f"{where}: the field 'shots' must be a whole number of at least 0, got {shots!r}")
-    if chance is not None and not (isinstance(chance, int | float) and 0 <= chance < 1):
-        raise UsageError(f"{where}: the field 'chance' must be a number from 0 to below 1, got {chance!r}")
-    return SuiteTask(**{"higher_is_better": entry["metric"] != BITS_PER_BYTE, **entry})
-
-
-def task_folders(suite: Suite) -> list[Path]:
-    """Where the task files of a suite are looked for: beside it, then in the catalogue."""
-    return [suite.folder, _catalog_folder("tasks")]
-
-
 def suite_sha256(suite: str | Path = "quick") -> str:
     """SHA-256 of what a suite measures: its lines (without their notes), its task files and the items.
 
     Raises:
         AssetError: as `evaluate`.
     """
-    from igsp.scoring import harness  # imports lm-eval, which takes seconds
+    from igsp.scoring.tasks import task_sha256  # imports lm-eval, which takes seconds
 
     loaded = load_suite(suite)
     parts = []
     for task in loaded.tasks:
-        line = asdict(task)
+        line = task.model_dump(exclude={"note", "only_for"})  # neither changes what a score is
         for name in ("shots", "filter", "runs_code"):
             if not line[name]:
                 del line[name]
-        del line["note"]
-        parts.append([line, harness.task_sha256(task.task, task_folders(loaded), task.limit)])
+        parts.append([line, task_sha256(task.task, task_folders(loaded), task.limit)])
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def heldout_texts(suite: str | Path = "quick") -> dict[str, list[str]]:
     """Texts per dimension that the suite scores in bits per byte."""
-    from igsp.scoring import harness  # imports lm-eval, which takes seconds
+    from igsp.scoring.tasks import load_task  # imports lm-eval, which takes seconds
 
     loaded = load_suite(suite)
     texts: dict[str, list[str]] = {}
     for entry in loaded.tasks:
         if entry.metric == BITS_PER_BYTE:
-            task = harness.load_task(entry.task, task_folders(loaded))
+            task = load_task(entry.task, task_folders(loaded))
             found = [task.doc_to_target(row) for row in list(task.eval_docs)[: entry.limit]]
             texts.setdefault(entry.dimension, []).extend(found)
     return texts
@@ -229,27 +125,27 @@ def suite_items(suite: str | Path) -> dict[str, list[str]]:
     Raises:
         AssetError: as `evaluate`.
     """
-    from igsp.scoring import harness  # imports lm-eval, which takes seconds
+    from igsp.scoring.tasks import shares  # imports lm-eval, which takes seconds
 
     loaded = load_suite(suite)
     built = _load(loaded.tasks, task_folders(loaded))
     found = {}
     for entry in loaded.tasks:
-        limits = harness.shares(built[entry.task], entry.limit)
+        limits = shares(built[entry.task], entry.limit)
         found[entry.task] = [text for name, task in built[entry.task].items() for text in task.texts(limits[name])]
     return found
 
 
 def suite_texts(suite: str | Path) -> dict[str, set[str]]:
     """What a suite gives a model to read, by task: contexts, once each, and continuations; raises as `evaluate`."""
-    from igsp.scoring import harness  # imports lm-eval, which takes seconds
+    from igsp.scoring.tasks import load_tasks, quiet, shares  # imports lm-eval, which takes seconds
 
     loaded = load_suite(suite)
     found = {}
     for entry in loaded.tasks:
-        members = harness.load_tasks(entry.task, task_folders(loaded), entry.shots, entry.runs_code)
-        for name, limit in harness.shares(members, entry.limit).items():
-            with harness.quiet():
+        members = load_tasks(entry.task, task_folders(loaded), entry.shots, entry.runs_code)
+        for name, limit in shares(members, entry.limit).items():
+            with quiet():
                 members[name].build_all_requests(limit=limit)
         requests = [request.args for task in members.values() for request in task.instances]
         found[entry.task] = {text for texts in requests for text in texts if isinstance(text, str)}
@@ -274,7 +170,8 @@ def evaluate(
         limit: at most this many items per task, below the suite's own limits.
         batch_size: most sequences per forward pass; None fills batches by tokens for the device.
         progress: show a bar.
-        run_code: allow tasks that run programs which the model writes (HumanEval, MBPP), in `igsp.sandbox`.
+        run_code: allow tasks that run programs which the model writes (HumanEval, MBPP), in `igsp.scoring.sandbox`,
+            and functions that a task file of the suite names (`!function`), right here.
         part: `(k, m)`: of those items, only number k, k + m, k + 2m, ... Parts with one m have no item in common.
 
     Raises:
@@ -285,7 +182,7 @@ def evaluate(
         NumericalError: the model gives a text no finite likelihood.
     """
     loaded = load_suite(suite)
-    chosen = _choose(loaded, tasks)
+    chosen = choose(loaded, tasks)
     for name, value in (("limit", limit), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1, got {value}")
@@ -295,17 +192,17 @@ def evaluate(
             f"{', '.join(programs)} of suite '{loaded.name}' run programs that the model writes: allow it with "
             "run_code=True (`igsp evaluate --run-code`; they run in a sandbox), or choose other tasks with tasks=[...]"
         )
-    from igsp.scoring import harness  # imports lm-eval, which takes seconds
-    from igsp.scoring.scorer import Scorer
+    from igsp.scoring.scorer import Scorer  # imports lm-eval, which takes seconds
+    from igsp.scoring.tasks import run, shares
 
-    built = _load(chosen, task_folders(loaded))
+    built = _load(chosen, task_folders(loaded), run_code)
     limits: dict[str, int] = {}
     for task in chosen:
-        limits |= harness.shares(built[task.task], min((n for n in (task.limit, limit) if n), default=None))
+        limits |= shares(built[task.task], min((n for n in (task.limit, limit) if n), default=None))
         if sum(limits[name] for name in built[task.task]) < part[1]:
             raise UsageError(f"task '{task.task}' has too few items for {part[1]} parts: raise its limit")
     members = {name: member for group in built.values() for name, member in group.items()}
-    results = harness.run(Scorer(lm, batch_size, progress=progress), members, limits, part, progress)
+    results = run(Scorer(lm, batch_size, progress=progress), members, limits, part, progress)
     shots = {task.task: next(iter(built[task.task].values())).get_config("num_fewshot") for task in chosen}
     settings = {
         "lm_eval": importlib.metadata.version("lm-eval"), "add_bos_token": bool(leading_tokens(lm.tokenizer)),
@@ -316,30 +213,22 @@ def evaluate(
     return Scores(lm.name, loaded.name, tuple(scores), settings)
 
 
-def _load(chosen: Sequence[SuiteTask], folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
+def _load(chosen: Sequence[SuiteTask], folders: Sequence[Path], functions: bool = False) -> dict[str, dict[str, Any]]:
     """Tasks by name behind each line of a suite."""
-    from igsp.scoring import harness
+    from igsp.scoring.tasks import load_tasks
 
     built: dict[str, dict[str, Any]] = {}
     missing: list[str] = []
     hub = True
     for task in chosen:
         try:
-            built[task.task] = harness.load_tasks(task.task, folders, task.shots, task.runs_code, hub)
+            built[task.task] = load_tasks(task.task, folders, task.shots, task.runs_code, hub, functions)
         except NotAtHand as error:
             missing += error.missing
             hub = hub and error.hub_answers
     if missing:
         raise NotAtHand(missing, hub)
     return built
-
-
-def _choose(suite: Suite, tasks: Sequence[str] | None) -> list[SuiteTask]:
-    by_name = {task.task: task for task in suite.tasks}
-    for name in tasks or ():
-        if name not in by_name:
-            raise UnknownName(f"task of suite '{suite.name}':", name, by_name)
-    return [task for task in suite.tasks if tasks is None or task.task in tasks]
 
 
 def _task_score(task: SuiteTask, results: list[dict[str, Any]]) -> TaskScore:

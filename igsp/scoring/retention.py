@@ -16,7 +16,8 @@ import pandas as pd
 from scipy import stats
 
 from igsp.errors import UsageError
-from igsp.scoring.evaluation import BITS_PER_BYTE, Scores, TaskScore
+from igsp.scoring.evaluation import Scores, TaskScore
+from igsp.scoring.suites import BITS_PER_BYTE
 
 MEASURES = {"likelihood": (BITS_PER_BYTE,), "accuracy": ("acc", "acc_norm", "exact_match", "pass@1")}
 BESIDE = {"knowledge": (BITS_PER_BYTE,), "excess": (BITS_PER_BYTE,)}  # shown beside likelihood, never a study's own

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from igsp.errors import NumericalError
 from igsp.models import LanguageModel, leading_tokens
-from igsp.scoring.harness import quiet
+from igsp.scoring.tasks import quiet
 
 Request = tuple[Any, list[int], list[int]]  # key, tokens of the context, tokens of the continuation
 

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from igsp.scoring.evaluation import BITS_PER_BYTE, Scores, TaskScore, load_suite, task_folders
+from igsp.scoring.evaluation import Scores, TaskScore
 from igsp.scoring.items import Row, overlap
+from igsp.scoring.suites import BITS_PER_BYTE, load_suite, task_folders
 from igsp.text.catalogue import catalogue, documents
 
 TRAINING_WORDS = 200_000  # per source
@@ -106,7 +107,7 @@ def baselines(suite: str | Path = "quick", sources: Sequence[str] | None = None)
     Raises:
         UnknownName, UsageError: as `evaluation.load_suite`.
     """
-    from igsp.scoring.harness import load_task  # imports lm-eval, which takes seconds
+    from igsp.scoring.tasks import load_task  # imports lm-eval, which takes seconds
 
     loaded = load_suite(suite)
     by_dimension: dict[str, list[str]] = {}
@@ -174,12 +175,12 @@ def unigram(suite: str | Path, model: str) -> Scores:
     from transformers import AutoTokenizer
 
     from igsp.models import resolve_folder, tokenizer_fingerprint
-    from igsp.scoring import harness
+    from igsp.scoring.tasks import load_task
 
     tokenizer, loaded = AutoTokenizer.from_pretrained(resolve_folder(model)), load_suite(suite)
     tasks = []
     for entry in (task for task in loaded.tasks if task.metric == BITS_PER_BYTE):
-        task = harness.load_task(entry.task, task_folders(loaded))
+        task = load_task(entry.task, task_folders(loaded))
         texts = [task.doc_to_target(row) for row in list(task.eval_docs)[: entry.limit]]
         bits = unigram_bits([tokenizer.encode(text, add_special_tokens=False) for text in texts], len(tokenizer))
         sizes = np.array([len(text.encode()) for text in texts], float)

@@ -13,8 +13,8 @@ from scipy import stats
 
 from igsp.assets import whole_or_nothing
 from igsp.scoring.correlation import spearman
-from igsp.scoring.evaluation import BITS_PER_BYTE
 from igsp.scoring.retention import Estimate, Luck, difference
+from igsp.scoring.suites import BITS_PER_BYTE
 from igsp.scoring.trivial import unigram
 from igsp.study.analysis import LIKELIHOOD, gap, luck_of, spreads
 from igsp.study.recorded import Reference, reference

@@ -30,6 +30,7 @@ from igsp.pruning.driver import prune
 from igsp.pruning.masks import mask_sample
 from igsp.scoring.evaluation import Scores, evaluate, heldout_texts, suite_sha256
 from igsp.scoring.retention import Retention, retention
+from igsp.scoring.suites import tasks_for
 from igsp.scoring.trivial import baselines
 from igsp.study import grid
 from igsp.study.grid import Cell, Strategy, Task, cells, strategies
@@ -244,7 +245,8 @@ class Study:
         with watch("prune"):
             report = prune(pruned, calibration, method=cell.method, order=s.order, progress=False, **amount)
         with watch("evaluate"):
-            scores = evaluate(pruned, s.suite, progress=False, run_code=s.run_code)
+            asked = tasks_for(s.suite, cell.strategy)
+            scores = evaluate(pruned, s.suite, asked, progress=False, run_code=s.run_code)
         told = {key: value for key, value in report.totals().items() if key not in _IN_SPEC}
         return {"scores": scores.to_dict(), "prune": told, "mask": mask_sample(report), "seconds": watch.seconds}
 

@@ -1,6 +1,9 @@
-"""The one file that knows lm-evaluation-harness (lm-eval 0.4.13): tasks from local rows, a live model as scorer.
+"""Tasks of lm-evaluation-harness (lm-eval 0.4.13) from rows at hand, and its evaluation of them.
 
-Imported only when something is evaluated: lm-eval takes seconds to import.
+Beside `scorer`, the one file that knows lm-eval. Imported only when something is evaluated: that takes seconds.
+
+Trust: task files that come with lm-eval are part of that package and may name functions. Any other is data: it is read
+without functions, its templates are rendered in Jinja's sandbox, and its metrics are those that lm-eval registers.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,21 +28,30 @@ import datasets
 import jinja2
 import lm_eval.api.model
 import lm_eval.api.task
+import lm_eval.utils
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from lm_eval.api.model import LM
+from lm_eval.api.registry import metric_registry
 from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.evaluator import evaluate as lm_eval_evaluate
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, Kind, TaskIndex
 from lm_eval.tasks._yaml_loader import load_yaml
-from lm_eval.utils import env as templates
 from tqdm import tqdm
 
 from igsp.errors import UnknownName, UsageError
 from igsp.scoring.items import NotAtHand, Row, cut, file_rows, in_fixed_order, pack, table
 from igsp.scoring.items import rows as item_rows
+from igsp.scoring.suites import NamesFunction, read_task_file
 from igsp.text.windows import largest_remainder
 
 PASS_AT_1 = "pass@1"
+LM_EVAL = Path(str(importlib.util.find_spec("lm_eval").submodule_search_locations[0])) / "tasks"  # type: ignore
+BROKEN = (KeyError, TypeError, AttributeError, ValueError, IndexError, SyntaxError, jinja2.TemplateError)
+
+templates = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+templates.filters.update(lm_eval.utils.env.filters)
+lm_eval.utils.env = templates  # for all that lm-eval renders: a template reaches the row's values alone
 
 
 class RowsTask(ConfigurableTask):
@@ -75,7 +87,8 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def load_tasks(
-    name: str, folders: Sequence[Path], shots: int | None = None, run_code: bool = False, hub: bool = True
+    name: str, folders: Sequence[Path], shots: int | None = None, programs: bool = False, hub: bool = True,
+    functions: bool = False,
 ) -> dict[str, RowsTask]:
     """The tasks behind a name: one, or the members of a group or tag of lm-eval.
 
@@ -89,19 +102,21 @@ def load_tasks(
 
     Args:
         shots: worked examples in the prompt; None for the task's own number in a file of ours, else none.
-        run_code: whether a task may run programs that the model writes.
+        programs: whether a task may run programs that the model writes.
         hub: whether to ask the hub for what the mirror lacks.
+        functions: whether a task file that is not lm-eval's own may name functions, which run here.
 
     Raises:
         UnknownName: neither a file nor a name of lm-eval.
         UsageError: a data file that is missing; rows whose columns are not those that the task reads;
-            a task that runs programs, without `run_code`; a package missing that the task imports.
+            a task that runs programs, without `programs`, or a file with functions, without `functions`; what a task
+            file may not say; a package missing that the task imports.
         NotAtHand: data sets that neither the mirror nor the hub gives, all of them in one message.
     """
     missing, tasks = [], {}
     for member, path in _files(name, folders):
         try:
-            tasks[member] = _build(member, path, shots, run_code, hub)
+            tasks[member] = _build(member, path, shots, programs, hub, functions)
         except NotAtHand as error:
             missing += error.missing
             hub = hub and error.hub_answers  # it tried for half a minute: once is enough
@@ -110,9 +125,9 @@ def load_tasks(
     return tasks
 
 
-def load_task(name: str, folders: Sequence[Path], shots: int | None = None, run_code: bool = False) -> RowsTask:
+def load_task(name: str, folders: Sequence[Path], shots: int | None = None, programs: bool = False) -> RowsTask:
     """As `load_tasks`, for the name of a single task."""
-    tasks = load_tasks(name, folders, shots, run_code)
+    tasks = load_tasks(name, folders, shots, programs)
     if len(tasks) > 1:
         raise UsageError(f"'{name}' is a group of {len(tasks)} tasks, one task is wanted here")
     return next(iter(tasks.values()))
@@ -143,15 +158,14 @@ def _members(index: Mapping[str, Entry], name: str) -> list[tuple[str, Path]]:
 @functools.lru_cache(maxsize=32)
 def _lm_eval_index(name: str) -> dict[str, Entry]:
     """lm-eval's index of tasks, of the one folder that defines `name`: reading all its files takes 15 s."""
-    root = Path(str(importlib.util.find_spec("lm_eval").submodule_search_locations[0])) / "tasks"  # type: ignore
     line = re.compile(rf"^['\"]?(?:task|group)['\"]?: *['\"]?{re.escape(name)}['\"]? *$", re.MULTILINE)
-    found = next((path for path in sorted(root.rglob("*.yaml")) if line.search(path.read_text("utf8"))), None)
+    found = next((path for path in sorted(LM_EVAL.rglob("*.yaml")) if line.search(path.read_text("utf8"))), None)
     with quiet():
-        return TaskIndex.build([root / found.relative_to(root).parts[0]]) if found else TaskManager().task_index
+        return TaskIndex.build([LM_EVAL / found.relative_to(LM_EVAL).parts[0]]) if found else TaskManager().task_index
 
 
-def _build(name: str, path: Path, shots: int | None, run_code: bool, hub: bool) -> RowsTask:
-    config = _config(name, path, run_code)
+def _build(name: str, path: Path, shots: int | None, programs: bool, hub: bool, functions: bool) -> RowsTask:
+    config = _config(name, path, programs, functions)
     shots = (config.get("num_fewshot") or 0) if shots is None else shots
     split = config["test_split"] = config.get("test_split") or config.get("validation_split")
     if not split:
@@ -165,7 +179,11 @@ def _build(name: str, path: Path, shots: int | None, run_code: bool, hub: bool) 
             rows, config["doc_to_target"] = {split: [{"text": piece} for piece in pack(parts, size)]}, "text"
         with quiet():
             task = RowsTask({**config, "task": name, "num_fewshot": shots}, rows, parts)
-    except (KeyError, TypeError, AttributeError, ValueError, jinja2.UndefinedError) as error:
+        if not _is_lm_evals(path):
+            _check_columns(task)
+    except UsageError:
+        raise
+    except BROKEN as error:
         columns = ", ".join(rows[split][0]) if rows.get(split) else "none, it has no rows"
         raise UsageError(
             f"task '{name}' ({path.name}) does not fit the rows of '{config.get('dataset_path', path)}': {error}; "
@@ -175,31 +193,63 @@ def _build(name: str, path: Path, shots: int | None, run_code: bool, hub: bool) 
     return task
 
 
-def _config(name: str, path: Path, run_code: bool) -> dict[str, Any]:
+def _is_lm_evals(path: Path) -> bool:
+    return path.resolve().is_relative_to(LM_EVAL.resolve())
+
+
+def _check_columns(task: RowsTask) -> None:
+    """Refuses a field that names a column which the rows lack; lm-eval would take the name itself as the text."""
+    for field in ("doc_to_text", "doc_to_target", "doc_to_choice"):
+        value = task.get_config(field)
+        if isinstance(value, str) and value.isidentifier() and value not in task.features:
+            raise KeyError(f"{field} names the column '{value}', which is not there (a fixed text needs '{{{{...}}}}')")
+
+
+def _config(name: str, path: Path, programs: bool, functions: bool) -> dict[str, Any]:
     """A task file with the functions it names, on top of the one it is based on."""
-    plain = load_yaml(path, resolve_func=False)
-    base = (plain.get("metadata") or {}).get("based_on")
-    if base:
-        return _config(name, _members(_lm_eval_index(base), base)[0][1], run_code) | load_yaml(path)
+    plain, whole = _read(name, path, functions)
+    if base := (plain.get("metadata") or {}).get("based_on"):
+        index = _lm_eval_index(base)
+        found = _members(index, base) if base in index else []
+        if len(found) != 1:
+            known = [task for task, entry in index.items() if entry.kind is Kind.TASK]
+            raise UnknownName(f"task of lm-eval that '{name}' ({path.name}) is based on:", base, known)
+        return _config(*found[0], programs, functions) | whole()
     if not plain.get("unsafe_code"):
-        return _import_config(name, path)
-    if not run_code:
+        return whole()
+    if not programs:
         raise UsageError(
             f"task '{name}' runs programs that the model writes: mark it 'runs_code: true' in the suite and allow it "
             "with run_code=True (`igsp evaluate --run-code`; they run in a sandbox), or leave it out"
         )
     # on import lm-eval asks the hub for a metric that would run the programs right here: the sandbox runs them instead
     with mock.patch("evaluate.load"):
-        config = _import_config(name, path)
+        config = whole()
     config["metric_list"] = [{"metric": _not_run_yet, "aggregation": "mean", "higher_is_better": True}]
     return config
 
 
-def _import_config(name: str, path: Path) -> dict[str, Any]:
-    try:
-        return load_yaml(path)
-    except ImportError as error:
-        raise UsageError(f"task '{name}' needs packages that are not installed: {error}") from error
+def _read(name: str, path: Path, functions: bool) -> tuple[dict[str, Any], Callable[[], dict[str, Any]]]:
+    """A task file as data, and what makes it whole: the same, or with the functions it names where they may run."""
+    if not _is_lm_evals(path):
+        try:
+            plain = read_task_file(path)
+        except NamesFunction:
+            if not functions:
+                raise
+        else:
+            for metric in plain.get("metric_list") or ():  # an unknown one would be a program, looked for on the hub
+                if metric["metric"] not in metric_registry:
+                    raise UnknownName(f"metric of task '{name}' ({path.name}):", metric["metric"], metric_registry)
+            return plain, lambda: dict(plain)
+
+    def whole() -> dict[str, Any]:
+        try:
+            return load_yaml(path)
+        except ImportError as error:
+            raise UsageError(f"task '{name}' needs packages that are not installed: {error}") from error
+
+    return load_yaml(path, resolve_func=False), whole
 
 
 def _not_run_yet(references: list[str], predictions: list[Any]) -> dict[str, float]:
@@ -250,7 +300,7 @@ def _hub_rows(config: dict[str, Any], split: str, shots: int, hub: bool) -> dict
 def task_sha256(name: str, folders: Sequence[Path], limit: int | None) -> str:
     """SHA-256 of a task's file (for a task of lm-eval: of its name and lm-eval's version) and of its first rows."""
     path = _task_file(name, folders)
-    if path and (rows := _local_rows(path, load_yaml(path, resolve_func=False))):
+    if path and (rows := _local_rows(path, read_task_file(path))):
         few = {split: found[:limit] for split, found in rows.items()}
         return hashlib.sha256(path.read_bytes() + json.dumps(few, sort_keys=True).encode()).hexdigest()
     made_from = path.read_text("utf8") if path else f"{name} of lm-eval {importlib.metadata.version('lm-eval')}"
@@ -261,7 +311,7 @@ def task_sha256(name: str, folders: Sequence[Path], limit: int | None) -> str:
 def _published_sha256(
     name: str, folders: tuple[Path, ...], limit: int | None, made_from: str, mirror: str | None
 ) -> str:
-    tasks = load_tasks(name, folders, shots=0, run_code=True)
+    tasks = load_tasks(name, folders, shots=0, programs=True)
     few = {member: list(tasks[member].eval_docs)[:n] for member, n in shares(tasks, limit).items()}
     return hashlib.sha256(json.dumps([made_from, few], sort_keys=True, default=str).encode()).hexdigest()
 
@@ -303,11 +353,14 @@ def run(
     A task with several filters gives one result per item and filter.
     """
     chosen = {name: list(range(n))[part[0] :: part[1]] for name, n in limits.items() if n > part[0]}
-    with quiet():
-        found = lm_eval_evaluate(
-            lm=scorer, task_dict={"tasks": {name: tasks[name] for name in chosen}, "groups": {}}, samples=chosen,
-            bootstrap_iters=0, log_samples=True, confirm_run_unsafe_code=True,
-        )["samples"]
+    try:
+        with quiet():
+            found = lm_eval_evaluate(
+                lm=scorer, task_dict={"tasks": {name: tasks[name] for name in chosen}, "groups": {}}, samples=chosen,
+                bootstrap_iters=0, log_samples=True, confirm_run_unsafe_code=True,
+            )["samples"]
+    except jinja2.TemplateError as error:
+        raise UsageError(f"a template of {', '.join(chosen)} cannot be rendered for one of its rows: {error}") from None
     for name in chosen:
         if tasks[name].get_config("unsafe_code"):
             _run_programs(found[name], progress)
@@ -320,7 +373,6 @@ def _run_programs(results: Sequence[dict[str, Any]], progress: bool) -> None:
 
     answers = [item["filtered_resps"][0] for item in results]
     texts = [answer if isinstance(answer, str) else answer[0] for answer in answers]
-    programs = [f"{text}\n{item['target']}" for text, item in zip(texts, results, strict=True)]
-    outcomes = run_programs(programs, progress=progress)
+    outcomes = run_programs(texts, [item["target"] for item in results], progress=progress)
     for item, outcome in zip(results, outcomes, strict=True):
         item[PASS_AT_1] = float(outcome.passed)
