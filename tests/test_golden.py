@@ -31,8 +31,8 @@ def unchanged(stage, found, pinned, rel=1e-4):
     if found != {key: pytest.approx(value, rel=rel) if isinstance(value, float) else value
                  for key, value in pinned.items()}:
         other = {key: (pinned.get(key), found.get(key)) for key in pinned | found if found.get(key) != pinned.get(key)}
-        raise AssertionError(f"these numbers changed: raise VERSION of {stage} ({ROOMS[stage]}) and record again, or undo. "
-                             f"What was, what is: {other}")
+        raise AssertionError(f"these numbers changed: raise VERSION of {stage} ({ROOMS[stage]}) and record again, or "
+                             f"undo. What was, what is: {other}")
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_masks_and_weights_of_pruned_models(method, make_model, make_calibration
 def test_a_changed_constant_in_a_solver_is_caught(monkeypatch, make_model, make_calibration):
     plain = SOLVERS["sparsegpt"]
     monkeypatch.setitem(SOLVERS, "sparsegpt", lambda W, s, sparsity, pattern, damping, **more:
-                        plain(W, s, sparsity, pattern, 1.1 * damping, **more))
+                        plain(W, s, sparsity, pattern, damping=1.1 * damping, **more))
     with pytest.raises(AssertionError, match=r"raise VERSION of pruning .* and record again, or undo"):
         unchanged("pruning", *numbers_of("sparsegpt", make_model, make_calibration))
 
@@ -148,6 +148,7 @@ def test_metrics_of_a_set(words):
     counts = metrics.reference_counts({"math": ["w3 w5 w7 w9"], "code": ["w4 w4 w60"]}, words)
     unchanged("metrics", metrics.profile(calibration, words, counts), {
         "calibration_perplexity": 296.4321, "aggregation_1": 0.625, "aggregation_2": 0.602151,
-        "aggregation_3": 0.577778, "aggregation_4": 0.551724, "variety": 72.0, "entropy": 6.134650, "scope": 7.0, "coverage": 0.875,
+        "aggregation_3": 0.577778, "aggregation_4": 0.551724, "variety": 72.0, "entropy": 6.134650,
+        "scope": 7.0, "coverage": 0.875,
         "mismatch": 0.929325, "mismatch_math": 0.945535, "mismatch_code": 0.971765, "granularity": 21.333333,
         "volume": 192.0})
