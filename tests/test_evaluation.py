@@ -21,6 +21,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForC
 from igsp.errors import AssetError, NumericalError, UnknownName, UsageError
 from igsp.models import LanguageModel, tokenizer_fingerprint
 from igsp.scoring import items
+from igsp.scoring import published as sets
 from igsp.scoring.evaluation import (
     Scores,
     evaluate,
@@ -426,7 +427,7 @@ def test_texts_have_the_stated_size_and_alternate_between_their_sets(name):
     origins = list(dict.fromkeys(row["origin"] for row in rows))
     assert len(rows) >= 24 and len(origins) >= 2
     assert [row["origin"] for row in rows] == [origins[i % len(origins)] for i in range(len(rows))]
-    assert all(items.PIECE_BYTES // 2 <= len(row["text"].encode()) <= items.PIECE_BYTES for row in rows)
+    assert all(sets.PIECE_BYTES // 2 <= len(row["text"].encode()) <= sets.PIECE_BYTES for row in rows)
 
 
 def test_no_calibration_source_contains_a_scored_text():

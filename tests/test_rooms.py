@@ -19,8 +19,7 @@ SHARED = {"writing", "pruning"}  # side by side: neither knows the other
 LINES = {"igsp": 8_500, "igsp_book": 2_000}
 LONGEST = 400
 LONG = {  # to be emptied
-    "igsp_book.notebooks", "igsp.advise", "igsp.pruning.driver", "igsp.scoring.items",
-    "igsp.study.engine", "igsp.study.study",
+    "igsp_book.notebooks", "igsp.advise", "igsp.pruning.driver", "igsp.study.engine", "igsp.study.study",
 }
 
 

@@ -23,8 +23,8 @@ import numpy as np
 
 from igsp.errors import UnknownName, UsageError
 from igsp.models import LanguageModel, leading_tokens
-from igsp.scoring.items import NotAtHand
 from igsp.scoring.suites import BITS_PER_BYTE, SuiteTask, choose, load_suite, task_folders
+from igsp.text.rows import NotAtHand
 
 RESAMPLES = 1000  # for the standard error of bits per byte
 

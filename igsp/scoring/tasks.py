@@ -40,9 +40,10 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from tqdm import tqdm
 
 from igsp.errors import UnknownName, UsageError
-from igsp.scoring.items import NotAtHand, Row, cut, file_rows, in_fixed_order, pack, table
 from igsp.scoring.items import rows as item_rows
+from igsp.scoring.published import cut, file_rows, in_fixed_order, pack, table
 from igsp.scoring.suites import NamesFunction, read_task_file
+from igsp.text.rows import NotAtHand, Row
 from igsp.text.windows import largest_remainder
 
 PASS_AT_1 = "pass@1"

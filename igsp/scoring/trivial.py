@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from igsp.scoring.evaluation import Scores, TaskScore
-from igsp.scoring.items import Row, overlap
+from igsp.scoring.items import overlap
 from igsp.scoring.suites import BITS_PER_BYTE, load_suite, task_folders
 from igsp.text.catalogue import catalogue, documents
+from igsp.text.rows import Row
 
 TRAINING_WORDS = 200_000  # per source
 Chooser = Callable[[Row], int]
