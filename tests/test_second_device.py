@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from second_device import WrongDevice, second_device
+from test_evaluation import tiny
 from test_prune import contents, stored
 from tiny import FAMILIES, tiny_calibration, tiny_model
 
@@ -17,7 +18,10 @@ from igsp.models import load_model
 from igsp.pruning.driver import METHODS, collect_statistics, prune
 from igsp.pruning.solvers import NEEDS
 from igsp.pruning.streaming import prune_folder
+from igsp.scoring.evaluation import evaluate
 from igsp.text.likelihood import window_losses
+from igsp.writing.generation import generate
+from igsp.writing.self_cal import self_cal
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 from roofline import counted
@@ -184,3 +188,32 @@ def test_memory_of_an_8b_run_is_what_the_dry_run_says(method):
     """Shapes alone go through, of 2 of the 32 blocks: without the weights of the others the rest shows all the more."""
     run = counted(method, blocks=2, n=128)
     assert abs(run.peak / run.planned - 1) < 0.1, (run.peak / 1e9, run.planned / 1e9)
+
+
+def byte_model():
+    """A tiny model that reads bytes, with a BOS token: what a suite and a protocol ask for."""
+    return tiny()
+
+
+def test_generation_and_a_protocol():
+    """In float32 the texts are the CPU's; the host asks for tokens once a step, whatever the number of texts."""
+    lm = byte_model()
+    prompts, seeds = [[1, 2, 3], [4, 5], [6]], [0, 1, 2]
+    expected = generate(lm, prompts, 12, seeds, progress=False)
+    protocol = self_cal(lm, n=2, seqlen=16, progress=False)
+    with second_device() as device:
+        lm.model.to("cuda")
+        device.reset()
+        assert generate(lm, prompts, 12, seeds, progress=False) == expected
+        assert self_cal(lm, n=2, seqlen=16, progress=False).sha256 == protocol.sha256
+
+
+def test_evaluate_scores_as_on_the_cpu():
+    lm = byte_model()
+    options = {"tasks": ["arithmetic", "text_code"], "limit": 2, "progress": False}
+    expected = evaluate(lm, **options)
+    with second_device():
+        lm.model.to("cuda")
+        found = evaluate(lm, **options)
+    for a, b in zip(found.tasks, expected.tasks, strict=True):
+        assert a.task == b.task and a.n == b.n and a.value == pytest.approx(b.value, rel=1e-5)

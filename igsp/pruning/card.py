@@ -1,17 +1,25 @@
-"""What is written beside a pruned checkpoint: a manifest for programs and a model card for people."""
+"""Saving a pruned model: its checkpoint, and beside it masks, a manifest for programs and a model card for people."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import platform
+import shutil
+import tempfile
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
+
 from igsp import __version__
+from igsp.assets import output_path
 from igsp.models import LanguageModel, tokenizer_fingerprint
 from igsp.provenance import now, versions
-from igsp.pruning.report import PruneReport
+from igsp.pruning.report import MASKS, PruneReport
 from igsp.text.catalogue import catalogue
 from igsp.text.windows import CalibrationSet
 
@@ -78,3 +86,50 @@ def model_card(lm: LanguageModel, report: PruneReport, calibration: CalibrationS
         "layer, the versions and the seeds."
     )
     return "\n\n".join(parts) + "\n"
+
+
+def save(
+    lm: LanguageModel, folder: str | Path, report: PruneReport, calibration: CalibrationSet | None = None,
+    max_shard_size: str = "5GB",
+) -> Path:
+    """Writes the pruned model to a new folder, whole or not at all.
+
+    The folder holds a plain safetensors checkpoint and the tokenizer (any transformers program loads it; files larger
+    than `max_shard_size` are split), `masks/masks.safetensors` (bit-packed, see `load_masks`), `manifest.json` (model,
+    data, versions and report, see `manifest`) and a model card, `README.md`.
+
+    Raises:
+        UsageError: the folder exists and is not empty.
+    """
+    folder = new_folder(folder)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        lm.model.save_pretrained(temporary, max_shard_size=max_shard_size)
+        lm.tokenizer.save_pretrained(temporary)
+        write_records(lm, temporary, report, calibration)
+        temporary.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def new_folder(folder: str | Path) -> Path:
+    """The folder as a path whose parent exists; raises `UsageError` as `assets.output_path`."""
+    folder = output_path(folder, empty_folder=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_records(
+    lm: LanguageModel, folder: Path, report: PruneReport, calibration: CalibrationSet | None = None
+) -> None:
+    """Writes masks, manifest and model card beside the weights in a folder."""
+    shapes = {m.name: [m.rows, m.columns] for m in report.modules}
+    masks = {name: mask.clone() for name, mask in report.masks.items()}  # safetensors wants memory of its own
+    (folder / MASKS).parent.mkdir(exist_ok=True)
+    save_file(masks, folder / MASKS, {"shapes": json.dumps(shapes)})
+    (folder / "manifest.json").write_text(json.dumps(manifest(lm, report, calibration), indent=1), encoding="utf8")
+    (folder / "README.md").write_text(model_card(lm, report, calibration), encoding="utf8")

@@ -1,11 +1,8 @@
-"""What a pruning run did: exact counts per Linear, errors, damping, time and memory; masks; saving the model."""
+"""What a pruning run did: exact counts per Linear, errors, damping, time and memory; masks."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -14,15 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from igsp.assets import output_path
 from igsp.checkpoints import read_tensors
 from igsp.errors import CheckpointError, UsageError
 from igsp.models import LanguageModel
 from igsp.pruning.blocks import find_blocks, weight_matrix
-from igsp.text.windows import CalibrationSet
 
 MASKS = "masks/masks.safetensors"  # not beside the weights: loaders take every such file there for weights
 
@@ -172,55 +166,6 @@ def load_masks(folder: str | Path, lm: LanguageModel | None = None) -> dict[str,
             raise CheckpointError(f"the masks in '{path}' are of another model than '{lm.name}': {differing[0]} is "
                                   f"{found.get(differing[0])} there, {shapes.get(differing[0])} in the masks")
     return masks
-
-
-def save(
-    lm: LanguageModel, folder: str | Path, report: PruneReport, calibration: CalibrationSet | None = None,
-    max_shard_size: str = "5GB",
-) -> Path:
-    """Writes the pruned model to a new folder, whole or not at all.
-
-    The folder holds a plain safetensors checkpoint and the tokenizer (any transformers program loads it; files larger
-    than `max_shard_size` are split), `masks/masks.safetensors` (bit-packed, see `load_masks`), `manifest.json` (model,
-    data, versions and report, see `card.manifest`) and a model card, `README.md`.
-
-    Raises:
-        UsageError: the folder exists and is not empty.
-    """
-    folder = new_folder(folder)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        lm.model.save_pretrained(temporary, max_shard_size=max_shard_size)
-        lm.tokenizer.save_pretrained(temporary)
-        write_records(lm, temporary, report, calibration)
-        temporary.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return folder
-
-
-def new_folder(folder: str | Path) -> Path:
-    """The folder as a path whose parent exists; raises `UsageError` as `assets.output_path`."""
-    folder = output_path(folder, empty_folder=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def write_records(
-    lm: LanguageModel, folder: Path, report: PruneReport, calibration: CalibrationSet | None = None
-) -> None:
-    """Writes masks, manifest and model card beside the weights in a folder."""
-    from igsp.pruning import card  # it describes the report of this module
-
-    shapes = {m.name: [m.rows, m.columns] for m in report.modules}
-    masks = {name: mask.clone() for name, mask in report.masks.items()}  # safetensors wants memory of its own
-    (folder / MASKS).parent.mkdir(exist_ok=True)
-    save_file(masks, folder / MASKS, {"shapes": json.dumps(shapes)})
-    (folder / "manifest.json").write_text(json.dumps(card.manifest(lm, report, calibration), indent=1), encoding="utf8")
-    (folder / "README.md").write_text(card.model_card(lm, report, calibration), encoding="utf8")
 
 
 @contextmanager

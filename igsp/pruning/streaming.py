@@ -37,9 +37,10 @@ from igsp.checkpoints import ModelFolder, load_tokenizer, open_checkpoint, read_
 from igsp.errors import UsageError
 from igsp.models import LanguageModel, folder_fingerprint, resolve_device, resolve_dtype, resolve_folder
 from igsp.pruning.blocks import Block, find_blocks
+from igsp.pruning.card import new_folder, write_records
 from igsp.pruning.checkpoint import Checkpoint, rows
 from igsp.pruning.driver import prune
-from igsp.pruning.report import ModuleReport, PruneReport, new_folder, write_records
+from igsp.pruning.report import ModuleReport, PruneReport
 from igsp.text.windows import CalibrationSet
 
 

@@ -168,7 +168,7 @@ def main() -> None:
         torch.cuda.empty_cache()
     path = options.out or RECORDS / f"gpu-{tool}-{options.blocks}-blocks-{options.n}x{options.seqlen}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf8")
 
 
 if __name__ == "__main__":
