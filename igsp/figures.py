@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
+import json
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from IPython.display import display
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from igsp.assets import catalog
-from igsp.scoring.retention import Estimate
 from igsp.study.values import MINUS, NBSP, Value, interval, number, p_text
+
+if TYPE_CHECKING:
+    from igsp.scoring.retention import Estimate
 
 DIMENSIONS = ("general", "commonsense", "code", "math")
 WIDTH = 5.4  # inches; the book shows 100 CSS pixels per inch
@@ -80,6 +84,20 @@ def show(fig: Figure, alt: str, caption: str, name: str | None = None) -> None:
     )
 
 
+def show_chart(chart: Any, alt: str, caption: str, name: str) -> None:
+    """Displays an Altair chart as a still picture that a page of the book brings to life; arguments as for `show`."""
+    import vl_convert
+
+    spec = chart.to_dict()
+    still = vl_convert.vegalite_to_svg(spec).replace('id="clip', f'id="{name}-clip').replace("#clip", f"#{name}-clip")
+    data = json.dumps(spec, separators=(",", ":")).replace("<", "\\u003c")
+    page = Markup(
+        '<figure class="igsp-chart" id="{}"><div class="igsp-drawn" role="img" aria-label="{}">{}</div>'
+        '<figcaption>{}</figcaption><script type="application/json">{}</script></figure>'
+    ).format(name, alt, Markup(still), caption, Markup(data))
+    show_html(page, f"Figure: {alt}", name)
+
+
 def title(name: str) -> str:
     """A name as prose writes it: `sparsegpt` is `SparseGPT`; sources and others stay as they are."""
     return str(catalog("palette")["titles"].get(name, name))
@@ -90,33 +108,55 @@ def heading(name: str) -> str:
     return name.capitalize() if name in (*DIMENSIONS, "total", "minimum") else title(name)
 
 
-def show_table(frame: pd.DataFrame, caption: str, digits: int = 2) -> None:
+def show_table(frame: pd.DataFrame, caption: str, digits: int = 2, name: str = "", classes: str = "") -> None:
     """Displays a data frame as an accessible table with a caption.
 
     Floats have `digits` decimals, or fewer where these hold all of a column; an `Estimate` is a signed number with its
-    interval; names are written by `title` and `heading`.
+    interval; names are written by `title` and `heading`. `Markup` goes in as it is, all other text is escaped.
+
+    Args:
+        name: label of the table, `tab-...`: a link can point to it, and other pages can show it.
+        classes: further classes of the table; `igsp-stack` for tables of text.
     """
     columns = [(str(name), frame.iloc[:, place].tolist()) for place, name in enumerate(frame.columns)]
     cells = [_cells(name, values, digits) for name, values in columns]
     kinds = [' class="igsp-num"' * all(isinstance(v, int | float) for v in values) for _, values in columns]
     names = (heading(name) for name, _ in columns)
-    heads = [html.escape(n[0].upper() + n[1:] if n[1:2].isalpha() else n) for n in names]
+    heads = [escape(n[0].upper() + n[1:] if n[1:2].isalpha() else n) for n in names]
     head = "".join(f'<th scope="col"{kind}>{h}</th>' for kind, h in zip(kinds, heads, strict=True))
     body = "".join(
         f'<tr><th scope="row">{row[0]}</th>'
         + "".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds[1:], row[1:], strict=True)) + "</tr>"
         for row in zip(*cells, strict=True)
     )
-    shape = " igsp-dense" if len(columns) > 6 else " igsp-narrow" if len(columns) < 4 else ""
+    usual = "igsp-dense" if len(columns) > 6 else "igsp-narrow" if len(columns) < 4 else ""
+    shape = f"igsp-table {classes or usual}".strip()
+    label = f' id="{escape(name)}"' if name else ""
     table = (
-        f'<table class="igsp-table{shape}"><caption>{html.escape(caption)}</caption>'
+        f'<table{label} class="{shape}"><caption>{escape(caption)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     )
-    display(
-        {"text/html": table, "text/plain": frame.to_string(index=False)},
-        raw=True,
-        metadata={"igsp": {"table": caption}},
-    )
+    show_html(table, frame.to_string(index=False), name)
+
+
+def show_html(page: str, text: str, name: str = "") -> None:
+    """Displays a piece of HTML, `text` where that is not possible; `name` is how other pages refer to it."""
+    display({"text/html": str(page), "text/plain": text}, raw=True, metadata={"igsp": {"name": name}})
+
+
+def show_text(text: str, name: str = "", tag: str = "p") -> None:
+    """Displays a sentence, or with `tag="pre"` a listing, that other pages can show."""
+    show_html(Markup("<{0}>{1}</{0}>").format(Markup(tag), text), text, name)
+
+
+def code(text: str) -> Markup:
+    """`text` set as code in a table."""
+    return Markup("<code>{}</code>").format(text)
+
+
+def badge(text: str, kind: str) -> Markup:
+    """A small label, coloured by `kind` (`holds`, `differs`, `untestable`, `stale`); the meaning is in the text."""
+    return Markup('<span class="igsp-badge igsp-{}">{}</span>').format(kind, text)
 
 
 def _cells(name: str, values: list[object], digits: int) -> list[str]:
@@ -125,19 +165,23 @@ def _cells(name: str, values: list[object], digits: int) -> list[str]:
     digits = min(digits, 1) if known and min(map(abs, known)) >= 100 else digits
     enough = next((d for d in range(digits) if all(round(v, d) == v for v in known)), digits)
 
-    def text(value: object) -> str:
-        if isinstance(value, Estimate):
+    def text(value: Any) -> str:
+        if hasattr(value, "low"):  # an Estimate; its module imports torch, which takes seconds
             told = interval(Value(value.value, value.low, value.high, digits=digits), signed=True)
             return told.replace(" to ", f"{NBSP}to{NBSP}")
+        if isinstance(value, Markup):
+            return value
         if not isinstance(value, float):
             return (heading if name in ("dimension", "retention") else title)(str(value))
         return "" if np.isnan(value) else p_text(value) if name in ("p", "p_holm") else number(value, enough)
 
-    return [html.escape(text(value)) for value in values]
+    return [str(escape(text(value))) for value in values]
 
 
 def with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
     """A table of rank correlations whose `rho` holds the interval, instead of columns `low` and `high`."""
+    from igsp.scoring.retention import Estimate
+
     rho = [Estimate(*ends) for ends in zip(frame.rho, frame.low, frame.high, strict=True)]
     return frame.assign(rho=rho).drop(columns=["low", "high"])
 

@@ -11,7 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from igsp_book import benchmarks, course, quiz, slides
+from igsp_book import course, slides
+from igsp_book.questions import questions
 
 from igsp.cli import main
 from igsp.errors import IgspError, UnknownName, UsageError
@@ -185,7 +186,7 @@ def test_the_guide_holds_no_markup_of_the_book() -> None:
 @pytest.mark.parametrize("path", [*SESSIONS, *sorted(BOOK.glob("primer-*.md"))], ids=lambda path: path.stem)
 def test_each_page_to_learn_from_ends_with_a_quiz(path: Path) -> None:
     found = [match[2] for match in slides.DIRECTIVE.finditer(path.read_text(encoding="utf8")) if match[1] == "quiz"]
-    assert len(found) == 1 and 3 <= len(quiz.questions(found[0])) <= 5
+    assert len(found) == 1 and 3 <= len(questions(found[0])) <= 5
 
 
 @pytest.mark.parametrize(("text", "words"), [
@@ -195,24 +196,7 @@ def test_each_page_to_learn_from_ends_with_a_quiz(path: Path) -> None:
 ])
 def test_an_incomplete_quiz_is_refused(text: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        quiz.questions(text)
-
-
-def test_a_table_of_speed_says_what_was_measured() -> None:
-    run = {"seconds": 2.0, "peak_bytes": 5e8, "zeros": 0.6, "runs": 3, "fastest": 1.5, "slowest": 2.5}
-    record = {"setting": {"n": 16}, "machine": {"cores": 2}, "contenders": {"wanda": run}, "floor": {"seconds": 1}}
-    table = benchmarks.benchmark_table("cpu", record)
-    assert table is not None
-    text = table.astext()
-    for part in ("Pruning on a processor: 16 windows, 2 cores.", "Wanda", "2 (1.5 to 2.5)", "0.50 GB", "60.00 %"):
-        assert part in text.replace(benchmarks.NBSP, " ")
-    assert "floor" not in text and benchmarks.benchmark_table("empty", {"setting": {}}) is None
-    assert benchmarks.ratio_table("cpu", record) is None
-    ratios = {"llmcompressor wanda / igsp wanda": 3.0, "igsp wanda / two_pass_seconds": 1.5}
-    told = benchmarks.ratio_table("cpu", record | {"ratios": ratios})
-    assert told is not None
-    shown = told.astext().split("\n\n")
-    assert {"llm-compressor Wanda to igsp Wanda", "3.00", "igsp Wanda to the counted floor"} <= set(shown)
+        questions(text)
 
 
 PAGE = """```{quiz}
@@ -228,17 +212,14 @@ PAGE = """```{quiz}
 ```
 
 ```{course-file} slides/session-1.html Slides
-```
-
-```{benchmarks}
 ```"""
 
 
-CONFIGURATION = """extensions = ['myst_nb', 'igsp_book']
+CONFIGURATION = """extensions = ['myst_nb', 'igsp_book.extension']
 nb_execution_mode = 'off'
 root_doc = 'index'
 html_theme = 'basic'
-exclude_patterns = ['book/results', 'book/course*', 'book/slides']
+exclude_patterns = ['book/course*', 'book/slides']
 """
 
 
@@ -257,7 +238,7 @@ def folder(tmp_path: Path) -> Path:
     script = tmp_path / "out" / "_static" / "mathjax" / "tex-mml-chtml.js"
     script.parent.mkdir(parents=True)
     script.write_text("// placeholder\n")
-    for name in ("exercises", "slides", "results/benchmarks"):
+    for name in ("exercises", "slides"):
         shutil.copytree(BOOK / name, tmp_path / "source" / "book" / name, ignore=shutil.ignore_patterns("__pycache__"))
     for page in BOOK.glob("course*.md"):
         shutil.copy(page, tmp_path / "source" / "book")

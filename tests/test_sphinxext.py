@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 from igsp_book import build as book_build
-from igsp_book import drawings, executed, explorer, mixtures
+from igsp_book import executed
 
 from igsp.errors import AssetError, UnknownName, UsageError
 from igsp.study import claims as ledger
-from igsp.study.records import Record
+from igsp.study import mixtures
 from igsp.study.values import Value, explain, look_up, number, read_values, render
-from igsp.text.catalogue import catalogue
 
 ROOT = Path(__file__).parents[1]
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
@@ -256,59 +255,6 @@ def test_durations(seconds: float, text: str) -> None:
     assert executed.duration(seconds).replace("\N{NO-BREAK SPACE}", " ") == text
 
 
-def test_the_drawing_says_what_it_shows() -> None:
-    rows = [drawings.Row("general", Value(0.7, 0.4, 0.9), 0.71), drawings.Row("code", Value(-0.6, -0.8, -0.2), None)]
-    alt = drawings.tradeoff_alt(rows)
-    assert "General +0.70 (+0.40 to +0.90), paper +0.71" in alt and "Code −0.60" in alt
-    picture = drawings.tradeoff(rows, {"general": "#111111", "code": "#222222"})
-    assert 'role="img"' in picture and picture.count("<circle") == 2 and picture.count("<path") == 1
-
-
-# The explorer's data
-
-
-def record(stage: str, metrics: dict[str, Any], finished: str = "2026-01-02", **spec: Any) -> Record:
-    common = {"model": "m", "device": "cpu", "dtype": "bfloat16", "suite": "s", "versions": {}}
-    return Record({"stage": stage, **common, **spec}, metrics, {"finished": finished})
-
-
-def scores(**bits: float) -> dict[str, Any]:
-    task = {"metric": "bits_per_byte"}
-    return {"tasks": [{**task, "task": f"text_{name}", "dimension": name, "value": v} for name, v in bits.items()]}
-
-
-def test_points_join_cells_with_their_metrics_and_dense_scores() -> None:
-    def cell(sha: str, sparsity: float, strategy: str, draw: int, **bits: float) -> Record:
-        size = {"strategy": strategy, "draw": draw, "n": 16, "seqlen": 256}
-        return record("cell", {"scores": scores(**bits)}, **size, calibration=sha, sparsity=sparsity,
-                      method="wanda", pattern=None, order="block")
-
-    source = next(iter(catalogue().values()))
-    store = [
-        record("dense", {"scores": scores(general=1.0, code=0.5)}),
-        record("metrics", {"information": {"calibration_perplexity": 12.34567}}, calibration="a"),
-        record("metrics", {"information": {"calibration_perplexity": 10.34567}}, calibration="b"),
-        cell("a", 0.6, source.id, 0, general=2.0, code=1.0), cell("b", 0.6, source.id, 1, general=1.25, code=0.625),
-        cell("a", 0.5, "uniform", 0, general=1.0, code=0.5),
-        cell("c", 0.5, "never-profiled", 0, general=1.0, code=0.5),
-        record("dense", {"scores": scores(general=9.0, code=9.0)}, finished="2026-01-01", suite="older"),
-    ]
-    found = explorer.points(store)
-    assert [(p.run, p.strategy, p.kind, p.draws) for p in found] == [
-        ("Wanda 50 %, 16 × 256 tokens", "uniform", "mix", 1),
-        ("Wanda 60 %, 16 × 256 tokens", source.id, source.dimension, 2)]
-    assert found[0].retention == {"general": 100.0, "code": 100.0, "total": 100.0}
-    assert found[1].retention == {"general": 65.0, "code": 65.0, "total": 65.0}
-    assert [p.metrics["calibration_perplexity"] for p in found] == [12.35, 11.35], "a mean over the draws"
-    assert explorer.points(store[1:-1]) == [], "without dense scores there is no retention"
-
-
-def test_the_explorer_cannot_be_broken_out_of() -> None:
-    point = explorer.Point("</script><b>", "x", "mix", {"calibration_perplexity": 1.0}, {"total": 1.0}, 1)
-    page = explorer.html([point])
-    assert "</script><b>" not in page and page.count("</script>") == 1
-
-
 # Mixes of the advice
 
 
@@ -421,7 +367,7 @@ def build(folder: Path, page: str) -> subprocess.CompletedProcess[str]:
     (source / "book" / "notebooks" / "01-first.ipynb").write_text(json.dumps(executed_notebook()))
     (source / "index.md").write_text(f"# Book\n\n{page}\n\n```{{toctree}}\nbook/notebooks/01-first\n```\n")
     (source / "conf.py").write_text(
-        "extensions = ['myst_nb', 'igsp_book']\nnb_execution_mode = 'off'\nroot_doc = 'index'\n"
+        "extensions = ['myst_nb', 'igsp_book.extension']\nnb_execution_mode = 'off'\nroot_doc = 'index'\n"
         "html_theme = 'basic'\nexclude_patterns = ['book/results']\n")
     command = [sys.executable, "-m", "sphinx", "-b", "dirhtml", "-W", "-n", "--keep-going", "-q",
                "-d", str(folder / "doctrees"), str(source), str(folder / "out")]
@@ -441,44 +387,32 @@ def test_a_strict_build_shows_numbers_panel_and_provenance(folder: Path) -> None
     run = build(folder, "Kept: {result}`uniform/total:interval` at {profile}`shown`.")
     assert run.returncode == 0, run.stderr
     index = (folder / "out" / "index.html").read_text(encoding="utf8")
-    assert "58.8\N{NO-BREAK SPACE}% (57.1 to 60.2)" in index and 'href="book/notebooks/01-first/"' in index
+    assert "58.8\N{NO-BREAK SPACE}% (57.1 to 60.2)" in index
+    link = re.search(r'igsp-number[^"]*" href="book/notebooks/01-first/#([\w-]+)" title="([^"]+)"', index)
+    assert link and "n = 3" in link[2] and "57.1 to 60.2" in link[2]
     page = (folder / "out" / "book" / "notebooks" / "01-first" / "index.html").read_text(encoding="utf8")
     assert f'alt="{ALT}"' in page and "The mix keeps most." in page
+    row = page[page.index(f'id="{link[1]}"') :].partition("</tr>")[0]
+    assert "57.1 to 60.2" in row and "uniform/total" in row, "the number links to its row"
     for part in ("igsp-panel", "igsp-provenance", "uncommitted changes", "1\N{NO-BREAK SPACE}min", "-p sparsity"):
         assert part in page
     assert "injected" not in page and page.count("The mix keeps most.") == 1
 
 
-def advice() -> dict[str, Any]:
-    """Advice as `Advice.to_json` writes it, of six mixes; only what the book reads."""
-    trials = [
-        {"weights": {"web": a, "maths": 1 - a}, "retention": {"general": 60 + a, "math": 50 - 4 * a * a}, "asked": 50.0,
-         "gain": {"value": -a, "low": -1.0, "high": 1.0}} for a in (0.5, 0.0, 0.25, 0.375, 0.75, 1.0)]
-    return {"trials": trials, "settings": {"method": "wanda", "sparsity": 0.6, "n": 8, "seqlen": 64}}
-
-
-def test_advice_gets_a_panel_with_a_table(folder: Path) -> None:
-    stored = folder / "source" / "book" / "results" / "advice"
-    stored.mkdir(parents=True)
-    (stored / "tiny.json").write_text(json.dumps(advice()))
-    run = build(folder, "```{mix-explorer}\n```")
+def test_a_page_shows_what_a_notebook_made(folder: Path) -> None:
+    run = build(folder, "```{shown} 01-first fig-kept\n```")
     assert run.returncode == 0, run.stderr
     index = (folder / "out" / "index.html").read_text(encoding="utf8")
-    assert "Mixes for tiny" in index and index.count('type="range" min="0" max="8" value="4"') == 2
-    assert "explorer.js" in index and "37.5" in index and "49.44" in index
-    (stored / "tiny.json").write_text('{"trials": [{}], "settings": {}}')
-    assert "tiny.json is no advice" in build(folder, "```{mix-explorer}\n```\n").stderr
-    (stored / "tiny.json").unlink()
-    assert build(folder, "Text.\n\n```{mix-explorer}\n```").returncode == 0
-    assert "Mixes" not in (folder / "out" / "index.html").read_text(encoding="utf8")
+    assert f'alt="{ALT}"' in index and "The mix keeps most." in index and 'id="fig-kept"' in index
+    assert 'href="book/notebooks/01-first/"' in index, "with a link to where it was made"
 
 
 def test_what_is_not_published_fails_the_build(folder: Path) -> None:
     wrong = {
         "{result}`uniform/totl`": "did you mean uniform/total", "{result}`uniform/total:p`": "has no p",
         "{verdict}`no-such-claim`": "unknown claim 'no-such-claim'",
-        "```{claim-ledger}\n```": "claim-ledger: unknown result",
-        "```{protocol-settings} nonesuch\n```": "unknown protocol 'nonesuch'",
+        "```{shown} 01-first fig-kep\n```": "did you mean fig-kept",
+        "```{shown} 02-none fig-kept\n```": "unknown notebook '02-none'",
     }
     run = build(folder, "\n\n".join(wrong))
     assert run.returncode != 0
@@ -500,3 +434,8 @@ def test_missing_notebooks_are_named_before_the_build(folder: Path) -> None:
     (folder / "source" / "_toc.yml").write_text("chapters:\n  - file: book/notebooks/09-none\n")
     run = build(folder, "Text.")
     assert run.returncode != 0 and "book/notebooks/09-none.ipynb" in run.stderr and "igsp notebooks run" in run.stderr
+
+
+def test_trials_that_are_none_are_refused() -> None:
+    with pytest.raises(AssetError, match="no advice"):
+        mixtures.measured([{}])

@@ -9,15 +9,12 @@ import time
 from collections import Counter
 
 import pytest
-from docutils import nodes
-from igsp_book.costs import costs
 from toy import ToySet, ToyStudy, ToyTexts, log
 
 from igsp import pruning, scoring, text
 from igsp.errors import IgspError, UnknownName, UsageError
 from igsp.provenance import repository_root
 from igsp.study import study as study_module
-from igsp.study.records import Record, Store
 from igsp.study.settings import _profile_text
 from igsp.study.study import Cell, Study, Task, cells, frame, profiles, settings
 from igsp.text import metrics
@@ -139,18 +136,9 @@ def test_tasks_wait_for_what_they_share(toy):
     assert tasks[Task("calibration", "igsp", 1)] == (pool,) and tasks[Task("calibration", "recipes", 1)] == ()
 
 
-def test_the_table_of_costs_counts_tasks_and_takes_times_from_records(tmp_path):
+def test_the_grid_of_the_paper_is_counted():
     counts = Counter(task.stage for task in ToyStudy("paper", store="nowhere").tasks())
     assert counts == {"dense": 1, "cell": 168, "calibration": 66, "metrics": 66, "pool": 3}
-    store = Store(tmp_path)
-    assert "no records" in costs(store, "small", "paper")[0].astext()
-    for seconds in (100.0, 360.0, 9999.0):  # one of them was paused
-        spec = {"stage": "cell", "strategy": f"c{seconds:g}", "method": "wanda", "sparsity": 0.6}
-        store.put(Record(spec, {}, {"seconds": seconds, "threads": 1}))
-    grid, text = costs(store, "small", "paper")
-    rows = [[entry.astext() for entry in row.findall(nodes.entry)] for row in grid.findall(nodes.row)]
-    assert ["cell wanda", "93", "360", "9.30", "84"] in rows and ["all", "340", "", "9.30", "304"] in rows
-    assert ["pool", "3", "-", "-", "3"] in rows and "169 tasks of paper score a model" in text.astext()
 
 
 def test_every_fault_on_the_page_has_its_test():

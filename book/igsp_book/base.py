@@ -9,6 +9,7 @@ from docutils import nodes
 from sphinx import addnodes
 from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective, SphinxRole
+from sphinx.util.osutil import relative_uri
 
 from igsp.errors import IgspError
 from igsp.study import claims as ledger
@@ -41,10 +42,20 @@ def page_link(env: BuildEnvironment, docname: str, *content: nodes.Node) -> node
                                  refdoc=env.docname, refwarn=True)
 
 
+def anchor(key: str) -> str:
+    """Where a notebook page lists the published value `key`: the id of its row."""
+    return f"value-{nodes.make_id(key)}"
+
+
 def result_nodes(env: BuildEnvironment, key: str, value: Value, form: str) -> list[nodes.Node]:
-    """A published number linked to the notebook that computed it."""
-    shown = nodes.abbreviation("", render(value, form), explanation=explain(key, value), classes=["igsp-result"])
-    return [page_link(env, f"{NOTEBOOKS}/{value.notebook}", shown)]
+    """A published number, linked to its row on the page of its notebook; the title becomes its hover card."""
+    shown, about, docname = render(value, form), explain(key, value), f"{NOTEBOOKS}/{value.notebook}"
+    if docname not in env.found_docs:
+        return [nodes.abbreviation("", shown, explanation=about, classes=["igsp-number"])]
+    uri = env.app.builder.get_target_uri
+    page = "" if docname == env.docname else relative_uri(uri(env.docname), uri(docname))
+    target = f"{page}#{anchor(key)}"
+    return [nodes.reference("", shown, refuri=target, reftitle=about, internal=True, classes=["igsp-number"])]
 
 
 def judged(env: BuildEnvironment, row: ledger.Claim) -> ledger.Judged:

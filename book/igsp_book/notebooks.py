@@ -244,7 +244,8 @@ def run(
     for notebook in found:
         facts = _metadata(notebook, values[notebook.name], {*(parameters or {}), "profile"}, base, root)
         target = out / f"{notebook.name}.ipynb"
-        if not force and finished(target, facts["key"]):
+        sums_up = notebook.reads and notebook.needs  # it shows what others publish, which its key does not hold
+        if not force and not sums_up and finished(target, facts["key"]):
             say(f"{notebook.name}: up to date")
         else:
             plan[notebook.name] = (notebook, facts, target)

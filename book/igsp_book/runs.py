@@ -9,9 +9,10 @@ from typing import Any
 from docutils import nodes
 from sphinx.environment import BuildEnvironment
 
+from igsp.study.values import interval, p_text
 from igsp_book import executed
-from igsp_book.base import NOTEBOOKS, BookDirective, page_link
-from igsp_book.tables import Cell, badge, code, definitions, table
+from igsp_book.base import NOTEBOOKS, BookDirective, anchor, page_link, published
+from igsp_book.tables import Cell, badge, code, definitions, folded, table
 
 
 def all_runs(env: BuildEnvironment) -> list[executed.Run]:
@@ -81,7 +82,21 @@ class NotebookProvenance(NotebookDirective):
         run = self.this_run()
         if run is None:
             return []
-        return [nodes.rubric("", "Provenance"), definitions(self._items(run), "igsp-provenance")]
+        return [*self._values(run), nodes.rubric("", "Provenance"), definitions(self._items(run), "igsp-provenance")]
+
+    def _values(self, run: executed.Run) -> list[nodes.Node]:
+        """Every number that this notebook published, a row each: the numbers of the prose link to them."""
+        values = {key: value for key, value in published(self.env).items() if value.notebook == run.stem}
+        rows: list[list[Cell]] = [
+            [nodes.inline("", "", code(key), ids=[anchor(key)]), f"{interval(value)} {value.label or ''}",
+             *("" if x is None else str(x) for x in (value.n, value.draws)),
+             *("" if p is None else p_text(p) for p in (value.p, value.p_holm))]
+            for key, value in sorted(values.items())
+        ]
+        headings = ["Key", "Value, 95 % interval", "n", "Draws", "p", "p (Holm)"]
+        caption = f"What this notebook published, profile {self.config.igsp_profile}."
+        shown = table(headings, rows, caption, "igsp-dense igsp-values")
+        return folded(f"The {len(rows)} numbers of this page", shown) if rows else []
 
     def _items(self, run: executed.Run) -> list[tuple[str, Cell]]:
         about, model = run.about, run.about.get("model") or {}

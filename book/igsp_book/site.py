@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import vl_convert
 from docutils import nodes
 from sphinx.application import Sphinx
 
 from igsp.assets import catalog, members, read_member
 from igsp.errors import AssetError
-from igsp_book.drawings import favicon
 
 STATIC = Path(__file__).parent / "static"
 MATHJAX_WHEEL = "sphinx-mathjax-offline"
@@ -38,6 +38,7 @@ def write_static(app: Sphinx) -> None:
     palette = catalog("palette")["dimensions"]
     (static / "favicon.svg").write_text(favicon(palette), encoding="utf8")
     (static / "palette.css").write_text(palette_css(palette), encoding="utf8")
+    (static / "vega.js").write_text(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"), encoding="utf8")
 
 
 def _write_mathjax(folder: Path) -> None:
@@ -56,11 +57,21 @@ def palette_css(palette: Mapping[str, str]) -> str:
     return ":root {" + " ".join(f"--igsp-{name}: {colour};" for name, colour in palette.items()) + "}\n"
 
 
+def favicon(palette: Mapping[str, str]) -> str:
+    """Four bars, one per dimension, each with its lower part kept and its upper part pruned."""
+    kept = {"general": 20, "commonsense": 23, "code": 12, "math": 16}
+    bars = []
+    for index, (dimension, height) in enumerate(kept.items()):
+        x, colour = 2 + 7.2 * index, palette[dimension]
+        bars.append(f'<rect x="{x:.1f}" y="3" width="6" height="{26 - height}" rx="1" fill="{colour}" opacity=".3"/>')
+        bars.append(f'<rect x="{x:.1f}" y="{29 - height}" width="6" height="{height}" rx="1" fill="{colour}"/>')
+    return '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">' + "".join(bars) + "</svg>\n"
+
+
 def clean_page(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
     """Drops the remote notebook-execution scripts that the theme registers, and points to our favicon."""
-    for name in ("explorer", "quiz"):
-        if app.env.metadata.get(pagename, {}).get(f"igsp_{name}"):
-            app.add_js_file(f"{name}.js", loading_method="defer")
+    if app.env.metadata.get(pagename, {}).get("igsp_quiz"):
+        app.add_js_file("quiz.js", loading_method="defer")
     for kind in ("script_files", "css_files"):
         context[kind] = _without_thebe(context.get(kind, []))
     context["favicon_url"] = context["pathto"]("_static/favicon.svg", resource=True)

@@ -10,7 +10,7 @@ from string import Template
 
 from markdown_it import MarkdownIt
 
-from igsp_book.quiz import Question, questions
+from igsp_book.questions import Question, questions
 
 TEMPLATE = Path(__file__).with_name("page.html")
 ROLE = re.compile(r"\{[\w:]+\}`([^`<]+?)(?: <[^`>]*>)?`")  # {term}`text <target>` -> text

@@ -32,9 +32,9 @@ def spearman(
 ) -> RankCorrelation:
     """Spearman's rank correlation of two vectors `[n]`.
 
-    rho is Pearson's correlation of mid-ranks. p is the share of all n! pairings whose |rho| is at least as large as the
-    observed one (two-sided): exact, so never below 1 / n!, for up to 15 pairs (10 with ties). For more it comes from a
-    million random pairings, always the same ones, with the observed one counted in. No seed moves it; `seed` and
+    rho is Pearson's correlation of mid-ranks. p is the share of all n! pairings whose `|rho|` is at least as large as
+    the observed one (two-sided): exact, so never below 1 / n!, for up to 15 pairs (10 with ties). For more it comes
+    from a million random pairings, always the same ones, with the observed one counted in. No seed moves it; `seed` and
     `resamples` are those of the interval, the bias-corrected and accelerated (BCa) bootstrap over pairs (Efron 1987).
 
     Raises:

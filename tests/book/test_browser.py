@@ -8,7 +8,6 @@ from typing import Any
 from urllib.parse import urlparse
 
 import pytest
-from igsp_book import mixtures
 
 pytestmark = pytest.mark.book
 
@@ -123,50 +122,60 @@ def test_a_page_prints_with_its_solutions(contexts: dict[str, Any], address: str
 
 def test_the_explorer_answers_to_the_keyboard(contexts: dict[str, Any], address: str) -> None:
     tab = open_page(contexts["light"], f"{address}/book/explorer.html")
-    if tab.locator(".igsp-explorer").count() == 0:
-        tab.close()
-        pytest.skip("the store of this profile holds no records")
-    marks, summary = tab.locator(".igsp-mark"), tab.locator(".igsp-explorer:not(.igsp-mixes) [data-summary]")
-    before = summary.inner_text()
-    assert marks.count() >= 3 and "rank correlation" in before
+    chart = tab.locator("#fig-explorer")
+    chart.locator("select").first.wait_for()
+    text = chart.locator("svg.marks")
+    assert "rank correlation over single sources" in text.inner_text()
+    assert chart.locator("path[aria-label]").count() > 10, "each mark tells its values"
+    before = text.inner_html()
     for name in ("metric", "dimension"):
-        tab.locator(f"[data-control={name}]").focus()
+        chart.locator(f"select[name={name}]").focus()
         tab.keyboard.press("ArrowDown")
-    assert summary.inner_text() != before
-    assert tab.locator(".igsp-explorer svg[role]").get_attribute("aria-label") == summary.inner_text()
-    chosen = "uniform"  # in every run; a source may be missing in the one that is shown
-    tab.locator("[data-control=strategy]").select_option(chosen)
-    assert tab.locator(".igsp-mark-chosen").count() <= 1 and f" {chosen}: " in summary.inner_text()
-    tab.locator("[data-control=scale]").select_option("ranks")
-    assert tab.locator(".igsp-mark-mix").count() == 0, "only single sources are ranked"
+    tab.wait_for_timeout(300)
+    assert text.inner_html() != before
+    chart.locator("select[name=highlight]").select_option("uniform")
+    tab.wait_for_timeout(300)
+    assert chart.locator("text[opacity='1']", has_text="uniform").count() or "uniform" in text.inner_text()
     tab.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_mix_sliders_tell_measured_from_interpolated(contexts: dict[str, Any], axe: str, scheme: str) -> None:
-    """Retention 60 + 8 ab at shares a and b: the fit is exact, so that the sliders must show it between the mixes."""
-    trials = [{"weights": {"web": a, "maths": 1 - a}, "retention": {"general": 60 + 8 * a * (1 - a)}}
-              for a in (0.5, 0.0, 0.25, 0.75, 1.0)]
-    static = Path(mixtures.__file__).parent / "static"
-    style, script = ((static / name).read_text(encoding="utf8") for name in ("igsp.css", "explorer.js"))
-    panel = mixtures.html(8, mixtures.measured(trials))
-    tab = contexts[scheme].new_page()
-    tab.set_content(f"<html lang=en><title>t</title><style>{style}</style><main><h1>t</h1>{panel}</main>"
-                    f"<script>{script}</script>")
-    first, summary, sliders = tab.locator("tbody td").first, tab.locator("[data-summary]"), tab.locator("input")
-    assert first.inner_text() == "62.00" and summary.inner_text() == "Measured: mix 1 of the table below."
-    sliders.first.focus()
-    tab.keyboard.press("ArrowLeft")
-    share = 3 / 7
-    assert sliders.first.get_attribute("aria-valuetext") == "3 windows, 42.9 %"
-    assert first.inner_text() == f"{60 + 8 * share * (1 - share):.2f} ± 0.00"
-    assert summary.inner_text().startswith("Interpolated")
+def test_the_sliders_of_mixes_answer_to_the_keyboard(contexts: dict[str, Any], address: str) -> None:
+    tab = open_page(contexts["light"], f"{address}/book/explorer.html")
+    chart = tab.locator("[id^=fig-mixes]").first
+    slider = chart.locator("input[type=range]").first
+    slider.wait_for()
+    before = chart.locator("svg.marks").inner_text()
+    slider.focus()
     tab.keyboard.press("Home")
-    assert first.inner_text() == "60.00" and tab.locator("tbody td").nth(1).inner_text() == "−2.00"
-    sliders.last.focus()
-    tab.keyboard.press("Home")
-    assert first.inner_text() == "" and "at least one" in summary.inner_text()
-    tab.evaluate(axe)
-    report = tab.evaluate("rules => axe.run(document, {runOnly: {type: 'tag', values: rules}})", RULES)
+    tab.wait_for_timeout(300)
+    assert chart.locator("svg.marks").inner_text() != before
     tab.close()
-    assert [violation["id"] for violation in report["violations"]] == []
+
+
+NUMBER = "article a.igsp-number"
+
+
+def test_a_number_tells_its_interval_by_mouse_keyboard_and_touch(
+    browser: Any, contexts: dict[str, Any], address: str
+) -> None:
+    tab = open_page(contexts["light"], f"{address}/book/index.html")
+    number, card = tab.locator(NUMBER).first, tab.locator("#igsp-card")
+    number.hover()
+    assert "95" in card.inner_text() and "interval" in card.inner_text()
+    tab.mouse.move(0, 0)
+    card.wait_for(state="hidden")
+    number.focus()
+    assert card.is_visible() and number.get_attribute("aria-describedby") == "igsp-card"
+    tab.keyboard.press("Escape")
+    assert not card.is_visible()
+    tab.close()
+    context = browser.new_context(viewport=PHONE, has_touch=True)
+    tab = open_page(context, f"{address}/book/index.html")
+    number, card = tab.locator(NUMBER).first, tab.locator("#igsp-card")
+    number.tap()
+    assert card.is_visible() and tab.url.endswith("index.html"), "the first tap explains"
+    number.tap()
+    tab.wait_for_url("**/notebooks/*#value-*")
+    row = tab.locator(f"#{urlparse(tab.url).fragment}")
+    row.wait_for(state="visible")  # the folded table of values has opened
+    context.close()

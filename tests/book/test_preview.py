@@ -15,7 +15,7 @@ from igsp.study.claims import claims
 pytestmark = pytest.mark.book
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 60  # of processor time, so that a busy machine does not fail the test
+SECONDS = 90  # of processor time, so that a busy machine does not fail the test; on two idle cores it takes a minute
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +53,8 @@ def test_a_preview_shows_records_and_marks_what_was_not_executed(sites: tuple[Pa
     ledger = page(site, "claims").select("table.igsp-ledger tbody tr")
     assert len(ledger) == len(claims())
     assert all("not executed in this build" in row.select("td")[-1].text for row in ledger)
-    assert page(site, "index").select("svg.igsp-drawing circle")
-    assert page(site, "explorer").select("table.igsp-dense tbody tr")
+    explorer = page(site, "explorer")
+    assert explorer.select("figure.igsp-chart svg") and explorer.select("table.igsp-dense tbody tr")
     pending = page(site, "notebooks/04-uniform-mix").select("abbr.igsp-stale")
     assert pending and all("make book" in mark["title"] for mark in pending)
 

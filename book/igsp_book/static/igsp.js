@@ -41,3 +41,93 @@ repair();
 window.addEventListener("resize", markScrollable);
 document.addEventListener("toggle", markScrollable, true); // a table that was folded
 window.addEventListener("load", () => setTimeout(markScrollable, 300));
+
+// Hover cards: what is known about a number, by mouse, keyboard and touch. Without JavaScript the title remains.
+const card = document.createElement("div");
+card.id = "igsp-card";
+card.setAttribute("role", "tooltip");
+card.hidden = true;
+document.body.append(card);
+let shownFor = null;
+
+function showCard(mark) {
+  if (shownFor === mark) return;
+  hideCard();
+  shownFor = mark;
+  card.replaceChildren(...mark.dataset.card.split("; ").map((part) => Object.assign(document.createElement("div"), { textContent: part })));
+  card.hidden = false;
+  mark.setAttribute("aria-describedby", card.id);
+  const place = mark.getBoundingClientRect(), width = document.documentElement.clientWidth;
+  const above = place.top > card.offsetHeight + 12;
+  card.style.left = `${Math.max(8, Math.min(place.left, width - card.offsetWidth - 8))}px`;
+  card.style.top = `${above ? place.top - card.offsetHeight : place.bottom}px`;
+}
+
+function hideCard() {
+  card.hidden = true;
+  shownFor?.removeAttribute("aria-describedby");
+  shownFor = null;
+}
+
+// The pointer may move from the number to its card.
+function leave() {
+  setTimeout(() => shownFor && !card.matches(":hover") && !shownFor.matches(":hover, :focus") && hideCard(), 150);
+}
+
+for (const mark of document.querySelectorAll("a.igsp-number[title], abbr[title]")) {
+  mark.dataset.card = mark.title;
+  mark.removeAttribute("title");
+  if (mark.matches("abbr")) mark.tabIndex = 0;
+  mark.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && showCard(mark));
+  mark.addEventListener("pointerleave", () => leave());
+  mark.addEventListener("focus", () => showCard(mark));
+  mark.addEventListener("blur", hideCard);
+  // The first tap shows the card, the second follows the link.
+  let tapped = false;
+  mark.addEventListener("pointerdown", (event) => { tapped = event.pointerType === "touch" && shownFor !== mark; });
+  mark.addEventListener("click", (event) => { if (tapped) { event.preventDefault(); showCard(mark); } });
+}
+card.addEventListener("pointerleave", () => leave());
+document.addEventListener("keydown", (event) => event.key === "Escape" && hideCard());
+document.addEventListener("pointerdown", (event) => !event.target.closest?.("#igsp-card, [data-card]") && hideCard());
+window.addEventListener("scroll", hideCard, { passive: true });
+
+// A link into a folded part unfolds it.
+function unfold() {
+  const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  for (let part = target?.closest("details"); part; part = part.parentElement.closest("details")) part.open = true;
+  target?.scrollIntoView({ block: "center" });
+}
+window.addEventListener("hashchange", unfold);
+if (location.hash) unfold();
+
+// Charts: Vega draws them anew where it runs, with names on hover; a still picture stands there until then.
+const base = document.currentScript?.src.replace(/igsp\.js.*$/, "");
+const charts = document.querySelectorAll(".igsp-chart");
+function drawCharts() {
+  const ink = getComputedStyle(document.body).color;
+  const axis = { labelColor: ink, titleColor: ink, tickColor: ink, domainColor: ink, gridColor: "#8886" };
+  const config = { background: null, axis, legend: { labelColor: ink, titleColor: ink }, header: { labelColor: ink, titleColor: ink },
+    title: { color: ink }, text: { color: ink }, rule: { color: ink }, style: { "guide-label": { fill: ink }, "guide-title": { fill: ink } } };
+  for (const chart of charts) {
+    const spec = JSON.parse(chart.querySelector("script").textContent);
+    const picture = chart.querySelector(".igsp-drawn"), controls = chart.querySelector("form") || document.createElement("form");
+    controls.replaceChildren();
+    picture.before(controls);
+    picture.removeAttribute("role"); // the drawing has one of its own
+    const actions = { export: true, source: false, compiled: false, editor: false };
+    vegaEmbed(picture, spec, { renderer: "svg", config, actions, bind: controls }).then(() => {
+      picture.querySelector("summary")?.setAttribute("aria-label", "Download the picture");
+      picture.querySelector("svg.marks")?.setAttribute("aria-label", picture.getAttribute("aria-label"));
+    });
+  }
+}
+if (charts.length && base) {
+  const script = document.createElement("script");
+  script.src = `${base}vega.js`;
+  script.onload = () => {
+    drawCharts();
+    new MutationObserver(drawCharts).observe(document.documentElement, { attributeFilter: ["data-theme"] });
+  };
+  document.head.append(script);
+}
