@@ -34,7 +34,7 @@ from igsp.pruning.driver import DEFAULT_SPARSITY, Statistics, collect_statistics
 from igsp.pruning.solvers import NEEDS, solver
 from igsp.scoring.contamination import contaminated
 from igsp.scoring.evaluation import Scores, evaluate, suite_sha256
-from igsp.scoring.retention import Estimate, Luck, difference, pooled_luck, retention
+from igsp.scoring.retention import Estimate, Luck, difference, plain, pooled_luck, retention
 from igsp.scoring.suites import BITS_PER_BYTE, load_suite
 from igsp.study.analysis import verdict
 from igsp.study.records import Record, Store
@@ -227,8 +227,8 @@ def _luck(
     rows = {}
     for name, scores in mixes.items():
         for draw, one in enumerate(scores):
-            kept = retention(one, dense, measure).dimensions
-            rows[name, draw] = {**{d: e.value for d, e in kept.items()}, "total": mean_asked(kept, keep)}
+            kept = plain(one, dense, measure)
+            rows[name, draw] = {**kept, "total": sum(kept[name] * weight for name, weight in keep.items())}
     return pooled_luck(pd.DataFrame(rows).T)
 
 

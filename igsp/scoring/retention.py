@@ -106,6 +106,14 @@ def retention(
     return Retention(measure, found, total, minimum, corrected, len(draws))
 
 
+def plain(
+    scores: Scores, dense: Scores, measure: str = "likelihood", *, floor: Scores | None = None
+) -> dict[str, float]:
+    """The values of `retention` without intervals: the dimensions, `total` and `minimum`."""
+    values = _resampled(scores, dense, measure, floor, seed=0, resamples=0)
+    return {name: float(v[0]) for name, v in {**values, **_summary(values)}.items()}
+
+
 def difference(
     a: Scores | Sequence[Scores], b: Scores | Sequence[Scores], dense: Scores, measure: str = "likelihood", *,
     weights: Mapping[str, float] | None = None, floor: Scores | None = None,
@@ -251,9 +259,9 @@ def _pairs(scores: Scores, dense: Scores, measure: str) -> list[tuple[TaskScore,
 
 
 def _resampled(
-    scores: Scores, dense: Scores, measure: str, floor: Scores | None, seed: int
+    scores: Scores, dense: Scores, measure: str, floor: Scores | None, seed: int, resamples: int = RESAMPLES
 ) -> dict[str, np.ndarray]:
-    """Per dimension `[1 + RESAMPLES]`: retention on all items, then on bootstrap samples of them.
+    """Per dimension `[1 + resamples]`: retention on all items, then on bootstrap samples of them.
 
     The resampled indices depend on task name, item count and seed alone: calls are paired with one another.
     """
@@ -263,7 +271,7 @@ def _resampled(
     for pruned, full in _pairs(scores, dense, measure):
         n = len(pruned.items)
         rng = np.random.default_rng([seed, n, *pruned.task.encode()])
-        index = np.vstack([np.arange(n), rng.integers(0, n, (RESAMPLES, n))])
+        index = np.vstack([np.arange(n), rng.integers(0, n, (resamples, n))])
         items = [np.array(task.items)[index].sum(1) for task in (pruned, full)]  # [1 + RESAMPLES, 1 or 2] each
         if floor is not None and measure == "knowledge":
             items.append(np.array(floor[pruned.task].items)[index].sum(1))

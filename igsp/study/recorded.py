@@ -22,11 +22,11 @@ from igsp.provenance import now, provenance
 from igsp.pruning.masks import overlap
 from igsp.scoring.correlation import spearman_table
 from igsp.scoring.evaluation import Scores
-from igsp.scoring.retention import Luck, Retention, pooled_luck, retention
+from igsp.scoring.retention import Luck, Retention, plain, pooled_luck, retention
 from igsp.study.grid import Cell, cells, strategies
 from igsp.study.records import AGAIN, VERIFIED, Record, Store
 from igsp.study.settings import Settings, settings
-from igsp.study.study import Result, Study, against_trivial, frame, store_of
+from igsp.study.study import Result, Study, against_trivial, store_of
 from igsp.text.catalogue import DIMENSIONS
 from igsp.text.metrics import CORRELATED
 
@@ -110,7 +110,7 @@ class Reference:
     ) -> pd.DataFrame:
         """Retention per (strategy, draw) at a setting: the dimensions, `total` and `minimum`."""
         rows = {
-            (r.strategy, r.draw): frame({"": retention(r.scores, self.dense, measure, floor=self.unigram)}).iloc[0]
+            (r.strategy, r.draw): plain(r.scores, self.dense, measure, floor=self.unigram)
             for r in self.at(method, sparsity)
         }
         return pd.DataFrame(rows).T.rename_axis(["source", "draw"])[[*DIMENSIONS, "total", "minimum"]]
