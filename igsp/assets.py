@@ -32,7 +32,10 @@ def cache_dir() -> Path:
     """Folder of everything that can be fetched or computed again: `$IGSP_CACHE`, else `~/.cache/igsp`."""
     root = os.environ.get("IGSP_CACHE")
     path = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "igsp"
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AssetError(f"'{path}' cannot hold the cache ({error.strerror}): set IGSP_CACHE to a folder") from None
     return path
 
 

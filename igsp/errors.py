@@ -67,6 +67,16 @@ class NumericalError(IgspError):
 T = TypeVar("T")
 
 
+def brief(value: Any) -> str:
+    """A value in a few words, whatever it is (YAML can unfold to more than memory holds)."""
+    words = reprlib.Repr()
+    words.maxlevel = 2
+    try:
+        return words.repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        return type(value).__name__
+
+
 def checked(model: type[T], given: Any, where: str, lines: Mapping[str, int] | None = None) -> T:
     """An instance of a pydantic model made from data that enters (YAML, JSON, options); the first fault is told.
 
@@ -84,7 +94,7 @@ def checked(model: type[T], given: Any, where: str, lines: Mapping[str, int] | N
 
     if not isinstance(given, Mapping):
         keys = ", ".join(getattr(model, "model_fields", ()))
-        raise UsageError(f"{where} must be a mapping of {keys}, got {reprlib.repr(given)}")
+        raise UsageError(f"{where} must be a mapping of {keys}, got {brief(given)}")
     try:
         return model.model_validate(dict(given))  # type: ignore[attr-defined, no-any-return]
     except ValidationError as error:
@@ -103,7 +113,8 @@ def checked(model: type[T], given: Any, where: str, lines: Mapping[str, int] | N
         raise UsageError(f"{where}: {key} is missing") from None
     if kind == "literal_error":
         known = re.findall(r"'([^']*)'", told["expected"])
-        raise UnknownName(key, fault["input"], known, f"({where})") from None
+        given = fault["input"] if isinstance(fault["input"], str) else brief(fault["input"])
+        raise UnknownName(key, given, known, f"({where})") from None
     if isinstance(raised, UnknownName):
         place = f"({where}: {key})" if key else f"({where})"
         raise UnknownName(raised.kind, raised.name, raised.known, place) from None
@@ -112,7 +123,7 @@ def checked(model: type[T], given: Any, where: str, lines: Mapping[str, int] | N
     rule = re.sub(" or (an )?instance of .*", "", fault["msg"]).replace("Input should", "must").replace(" valid ", " ")
     for theirs, ours in {"a integer": "a whole number", "a dictionary": "a mapping", "a tuple": "a list"}.items():
         rule = rule.replace(theirs, ours)
-    raise UsageError(f"{where}: {key} {rule}, got {reprlib.repr(fault['input'])}") from None
+    raise UsageError(f"{where}: {key} {rule}, got {brief(fault['input'])}") from None
 
 
 def _keys(model: Any, path: Iterable[Any]) -> set[str]:

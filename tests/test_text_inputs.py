@@ -145,6 +145,26 @@ def test_yaml_that_is_no_catalogue_is_refused(own, text):
         catalogue()
 
 
+@pytest.mark.parametrize("field", ["origin", "about", "files", "options", "template", "heldout_templates", "x"])
+def test_a_value_that_unfolds_into_a_billion_is_refused_in_a_few_words(own, field):
+    bomb = "\n".join(f"b{i}: &b{i} [{', '.join([f'*b{i - 1}'] * 9) if i else 'x'}]" for i in range(12))
+    others = "".join(f"  {key}: {json.dumps(value)}\n" for key, value in ENTRY.items() if key != field)
+    own(f"{bomb}\nmine:\n{others}  {field}: *b11\n")
+    content, _ = sources.read_yaml(Path(os.environ["IGSP_SOURCES"]))
+    with pytest.raises(UsageError) as error:
+        sources.checked(Source, {"id": "mine", **content["mine"]}, "own.yaml")
+    assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize("field", ["about", "characters", "heldout_templates", "paper", "origin"])
+def test_a_number_of_thousands_of_digits_is_refused(own, field):
+    own({"mine": {key: value for key, value in ENTRY.items() if key != field}})
+    with open(os.environ["IGSP_SOURCES"], "a", encoding="utf8") as file:
+        file.write(f"  {field}: 0x{'f' * 9000}\n")
+    with pytest.raises(UsageError, match=r"own\.yaml"):
+        catalogue()
+
+
 def test_a_catalogue_that_is_a_folder_or_missing_is_named(folder, monkeypatch):
     for path in (folder, folder / "nowhere.yaml"):
         monkeypatch.setenv("IGSP_SOURCES", str(path))

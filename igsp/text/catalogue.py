@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import platform
-import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import resources
@@ -34,7 +33,7 @@ from pydantic import (
 )
 
 from igsp.assets import NAME, below, cache_dir, cached_json, read_yaml, wheels
-from igsp.errors import AssetError, UnknownName, UsageError, checked
+from igsp.errors import AssetError, UnknownName, UsageError, brief, checked
 from igsp.text import readers, rows
 from igsp.text.readers import READERS
 from igsp.text.rows import NotAtHand, Row
@@ -127,13 +126,13 @@ class Source(BaseModel):
     files: Annotated[tuple[Inside, ...], Listed] = ()
     template: Annotated[str, AfterValidator(rows.plain)] = "{text}"
     answer: Options = {}
-    characters: Annotated[int, Field(ge=1)] = 4_000_000
+    characters: readers.Positive = 4_000_000
     paper: bool = False
     generated: bool = False
     slow: bool = False
     sha256: str = ""
     versions: dict[str, str] = {}
-    heldout_templates: int | None = None
+    heldout_templates: readers.Natural | None = None
 
     def __hash__(self) -> int:
         return hash(self.id)
@@ -206,7 +205,7 @@ def _entries(path: Path, dimensions: Sequence[str]) -> Iterator[Source]:
     for name, fields in content.items():
         where = f"{path.name}: source '{name}'"
         if not isinstance(fields, Mapping):
-            raise UsageError(f"{where} must be a mapping of fields, got {reprlib.repr(fields)}")
+            raise UsageError(f"{where} must be a mapping of fields, got {brief(fields)}")
         entry = checked(Source, {"id": str(name), **fields}, where, lines[name])
         if dimensions and entry.dimension not in dimensions:
             raise UnknownName(f"dimension of {where}:", entry.dimension, dimensions)

@@ -36,7 +36,8 @@ from igsp.errors import AssetError
 from igsp.text.rows import Text, flat, pieces, plain
 
 Files = Iterable[tuple[str, str]]  # name, content
-Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0, le=10**12)]
+Positive = Annotated[int, Field(ge=1, le=10**12)]
 
 
 def _matching(known: Iterable[str], members: Sequence[str], exclude: Sequence[str], where: object) -> list[str]:
@@ -111,7 +112,7 @@ def json_rows(files: Files, field: str) -> list[Text]:
     return [(str(i), row[field].strip()) for i, row in enumerate(_json_lines(files))]
 
 
-def json_prose(files: Files, min_chars: int) -> list[Text]:
+def json_prose(files: Files, min_chars: Natural) -> list[Text]:
     """One document per JSON file: its strings of at least `min_chars` characters, without HTML tags."""
     texts = []
     for name, content in files:
@@ -159,7 +160,7 @@ def aiml(files: Files) -> list[Text]:
     return [(str(i), text) for i, text in enumerate(unique)]
 
 
-def whole_files(files: Files, min_bytes: int = 0, piece_chars: Positive | None = None) -> list[Text]:
+def whole_files(files: Files, min_bytes: Natural = 0, piece_chars: Positive | None = None) -> list[Text]:
     """One document per file of at least `min_bytes` bytes, or one per piece of about `piece_chars` characters.
 
     Pieces end at blank lines; they let a source of few, long files be split into two sides.
@@ -180,7 +181,7 @@ def literal_dict(files: Files) -> list[Text]:
     return texts
 
 
-def docstrings(files: Files, min_chars: int) -> list[Text]:
+def docstrings(files: Files, min_chars: Natural) -> list[Text]:
     """Docstrings of modules, classes and functions with at least `min_chars` characters, duplicates left out."""
     unique: dict[str, str] = {}
     for name, content in files:
@@ -201,7 +202,7 @@ def _parse(code: str) -> ast.Module:
 _GSM = "reasoning_gym.arithmetic.gsm_symbolic"
 
 
-def gsm_templates(files: Files, rounds: Positive, seed: int) -> list[Text]:
+def gsm_templates(files: Files, rounds: Positive, seed: Natural) -> list[Text]:
     """Word problems with worked solutions from 100 templates, `rounds` times over; ids `template/round`.
 
     No file is read: code of the pinned wheel runs, the only foreign code that does. The generators need the standard
