@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny import VOCABULARY, tiny_model
 
-from igsp.errors import NumericalError, UnknownName, UsageError
+from igsp.errors import NumericalError, UsageError
 from igsp.models import load_model
 from igsp.text.likelihood import text_losses, window_losses
 from igsp.writing.decoding import Slots
@@ -175,84 +173,6 @@ def test_rows_follow_the_texts_only_where_the_products_agree(monkeypatch):
     monkeypatch.setattr("igsp.writing.decoding.torch.equal", lambda *a: False)
     assert Slots(lm, 3, 20).width == 128 and Slots(lm, 1000, 20).texts == 128
     assert not any("forward" in vars(module) for module in lm.model.modules())
-
-
-# -- vLLM ------------------------------------------------------------------------------------------------------------
-
-
-class FakeVllm:
-    """Stands in for vLLM: records what it is asked for and writes 5, 6, 7, ... until a stop token or the length."""
-
-    def __init__(self, stop_after=None):
-        self.asked, self.loaded, self.stop_after = [], None, stop_after
-
-    def SamplingParams(self, **settings):
-        return settings
-
-    def LLM(self, **settings):
-        self.loaded = settings
-        return self
-
-    def generate(self, prompts, settings, use_tqdm):
-        self.asked += [(tuple(p["prompt_token_ids"]), s) for p, s in zip(prompts, settings, strict=True)]
-        outputs = []
-        for asked in settings:
-            ids = list(range(5, 5 + asked["max_tokens"]))
-            if self.stop_after is not None and not asked["ignore_eos"]:
-                ids = [*ids[: self.stop_after], asked["stop_token_ids"][-1]][: asked["max_tokens"]]
-            outputs.append(SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids)]))
-        return outputs
-
-
-@pytest.fixture
-def vllm(monkeypatch):
-    def install(lm, folder, **settings):
-        fake = FakeVllm(**settings)
-        monkeypatch.setitem(sys.modules, "vllm", fake)
-        monkeypatch.setattr(lm, "folder", folder)
-        return fake
-
-    return install
-
-
-def test_vllm_gets_the_same_requests(llama, tmp_path, vllm):
-    fake = vllm(llama, tmp_path)
-    requests = [Request(7, (5, 6), Sampling(1.2, 0.6, 50, 0.95)), Request(8, (9,), Sampling(1.0, Schedule(2, 1, 2)))]
-    how = {"progress": False, "resume": tmp_path / "t.jsonl"}
-    first, second = write_texts(llama, requests, 6, "ignore", engine="vllm", **how)
-    assert first.ids == list(range(5, 11)) and second.ids == [5, 5, 5, 6, 7, 8]
-    (prompt, asked), *_ = fake.asked
-    assert prompt == (5, 6) and fake.loaded["model"] == str(tmp_path) and fake.loaded["max_model_len"] == 8
-    expected = {"temperature": 0.6, "top_k": 50, "top_p": 0.95, "repetition_penalty": 1.2, "max_tokens": 6}
-    assert {key: asked[key] for key in expected} == expected and set(asked["logit_bias"]) == set(stop_tokens(llama))
-    schedule = [(p, a["temperature"], a["max_tokens"], a["top_k"]) for p, a in fake.asked if p[0] == 9]
-    assert schedule == [((9,), 2.0, 1, -1), ((9, 5), 1.5, 1, -1), ((9, 5, 5), 1.0, 4, -1)]
-    assert len({a["seed"] for _, a in fake.asked}) == len(fake.asked)
-    with pytest.raises(UsageError, match="other settings: engine vllm there"):
-        write_texts(llama, requests, 6, "ignore", **how)
-
-
-def test_vllm_stops_and_restarts(llama, tmp_path, vllm):
-    vllm(llama, tmp_path, stop_after=4)
-    stopped = write_texts(llama, [Request(1, (5,))], 6, "stop", progress=False, engine="vllm")[0]
-    assert stopped.ids == [5, 6, 7, 8] and stopped.ended
-    restarted = write_texts(llama, [Request(1, (5,), restart_prompts=((9,),))], 10, "restart", progress=False,
-                            engine="vllm")[0]
-    assert [(p.prompt, len(p.ids)) for p in restarted.pieces] == [((5,), 4), ((9,), 4), ((9,), 2)]
-    vllm(llama, tmp_path, stop_after=0)
-    with pytest.raises(GenerationError, match="ends its texts at once"):
-        write_texts(llama, [Request(1, (5,))], 10, "restart", progress=False, engine="vllm")
-
-
-def test_vllm_that_is_missing_is_named(llama, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(UsageError, match=r"igsp\[vllm\]"):
-        write_texts(llama, [Request(1, (5,))], 4, progress=False, engine="vllm")
-    with pytest.raises(UnknownName, match="vllm"):
-        write_texts(llama, [Request(1, (5,))], 4, progress=False, engine="vlm")
-    monkeypatch.setitem(sys.modules, "vllm", FakeVllm())
-    with pytest.raises(UsageError, match="has none"):
-        write_texts(llama, [Request(1, (5,))], 4, progress=False, engine="vllm")
 
 
 # -- sampling --------------------------------------------------------------------------------------------------------

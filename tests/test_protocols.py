@@ -423,10 +423,18 @@ def test_sgs_with_too_little_text_says_so(lm, encyclopaedia):
         protocols.sgs(lm, 50, 32, texts=5, progress=False)
 
 
+def test_without_bos_the_models_own_separator_begins_a_text_and_is_recorded():
+    bare = tiny_model("qwen2", bos_token_id=7)
+    assert bare.tokenizer.bos_token_id is None
+    made = protocols.self_cal(bare, 4, 32, progress=False)
+    assert made.spec["start_token"] == 7 and (made.input_ids == 7).any()
+
+
 def test_protocols_refuse_bad_input(lm):
     bare = tiny_model("llama")
+    bare.model.config.bos_token_id = None
     for protocol in (protocols.self_cal, protocols.igsp):
-        with pytest.raises(UsageError, match="no BOS token"):
+        with pytest.raises(UsageError, match="neither a BOS nor an end-of-text token"):
             protocol(bare, 4, 32, progress=False)
         with pytest.raises(UsageError, match="positions"):
             protocol(lm, 4, 64, progress=False)

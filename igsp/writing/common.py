@@ -42,13 +42,25 @@ def sampling(settings: dict[str, Any]) -> Sampling:
 
 
 def start_token(lm: LanguageModel) -> int:
-    """The tokenizer's beginning-of-sequence token; raises `UsageError` if it has none."""
-    if lm.tokenizer.bos_token_id is None:
-        raise UsageError(
-            f"the tokenizer of '{lm.name}' has no BOS token: set lm.tokenizer.bos_token to the token that its training "
-            "texts begin with (often the end-of-text token)"
-        )
-    return int(lm.tokenizer.bos_token_id)
+    """What a text begins with: the BOS token, else the model's own document separator.
+
+    Some tokenizers have no BOS (Qwen); the model's configuration or the end-of-text token then names what its training
+    texts were separated by. Raises `UsageError` if there is neither.
+    """
+    text = lm.model.config.get_text_config()
+    for holder, name in ((lm.tokenizer, "bos_token_id"), (text, "bos_token_id"), (lm.tokenizer, "eos_token_id")):
+        found = getattr(holder, name, None)
+        if found is not None:
+            return int(found)
+    raise UsageError(
+        f"the tokenizer of '{lm.name}' has neither a BOS nor an end-of-text token, and its configuration names none: "
+        "set lm.tokenizer.bos_token to the token that its training texts begin with"
+    )
+
+
+def started(lm: LanguageModel) -> dict[str, int]:
+    """For the specification of a set: the separator that stood in for BOS, if one did."""
+    return {} if lm.tokenizer.bos_token_id is not None else {"start_token": start_token(lm)}
 
 
 def stem_prompts(lm: LanguageModel, stems: Sequence[str], seqlen: int) -> list[list[int]]:

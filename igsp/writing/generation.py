@@ -31,7 +31,6 @@ from igsp.writing.sampling import Sampling, Schedule, draw, stream_key
 
 Ending = Literal["stop", "restart", "ignore"]
 ENDINGS: tuple[Ending, ...] = ("stop", "restart", "ignore")
-ENGINES = ("igsp", "vllm")
 TRIES, SHORTEST = 16, 4  # a text of 16 pieces that average under 4 tokens is given up
 
 
@@ -129,7 +128,7 @@ def generate(
 
 def write_texts(
     lm: LanguageModel, requests: Sequence[Request], new_tokens: int, eos: Ending = "stop",
-    batch_size: int | None = None, progress: bool = True, resume: str | Path | None = None, engine: str = "igsp",
+    batch_size: int | None = None, progress: bool = True, resume: str | Path | None = None,
 ) -> list[Generated]:
     """Writes one text per request; texts of different settings share the batch.
 
@@ -142,7 +141,6 @@ def write_texts(
             256 on a CPU, 128 elsewhere. It bounds the memory of the cache and does not change the texts.
         resume: a JSONL file, one line per finished text, written as it goes. If it exists, its texts are taken
             over; its run may have had other seeds and prompts, but not another model or other settings.
-        engine: `igsp`, or `vllm` where that is installed: faster on large models, without the guarantees above.
 
     Raises:
         UsageError: bad settings, an empty prompt, a text over the model's positions, a resume file of another run.
@@ -151,27 +149,18 @@ def write_texts(
     """
     if eos not in ENDINGS:
         raise UnknownName("end-of-sequence rule", eos, ENDINGS)
-    if engine not in ENGINES:
-        raise UnknownName("engine", engine, ENGINES)
     if new_tokens < 1 or (batch_size is not None and batch_size < 1):
         raise UsageError(f"new_tokens and batch_size must be at least 1, got {new_tokens} and {batch_size}")
     longest = _check_prompts(lm, requests, new_tokens)
-    journal = _Journal(Path(resume), lm, requests, new_tokens, eos, engine) if resume else None
+    journal = _Journal(Path(resume), lm, requests, new_tokens, eos) if resume else None
     done = journal.read() if journal else {}
     todo = list(dict.fromkeys(request for request in requests if request not in done))
     if not todo:
         return [done[request] for request in requests]
     places, capacity = min(batch_size or len(todo), len(todo)), longest + new_tokens
     with tqdm(total=len(todo) * new_tokens, unit="tok", desc="generate", disable=not progress) as bar:
-        if engine == "vllm":
-            from igsp.writing import vllm_engine  # reads from this module
-
-            texts = vllm_engine.write(lm, todo, new_tokens, eos, capacity)
-        else:
-            texts = _write(lm, todo, new_tokens, eos, places, capacity, bar)
-        for request, text in texts:
+        for request, text in _write(lm, todo, new_tokens, eos, places, capacity, bar):
             done[request] = text
-            bar.update(new_tokens if engine == "vllm" else 0)
             if journal:
                 journal.append(request, text)
     return [done[request] for request in requests]
@@ -197,7 +186,7 @@ def _check_prompts(lm: LanguageModel, requests: Sequence[Request], new_tokens: i
 
 @dataclass
 class Row:
-    """A text in the making, for the engines that write."""
+    """A text in the making."""
 
     request: Request
     prompt: tuple[int, ...] = ()
@@ -310,14 +299,14 @@ class _Journal:
     """Finished texts as JSON lines; the first line holds what they were written with."""
 
     def __init__(
-        self, path: Path, lm: LanguageModel, requests: Sequence[Request], new_tokens: int, eos: Ending, engine: str
+        self, path: Path, lm: LanguageModel, requests: Sequence[Request], new_tokens: int, eos: Ending
     ) -> None:
         self.path = path
         kinds = list({json.dumps(r.settings(), sort_keys=True): None for r in requests})
         self.kind = {r: kinds.index(json.dumps(r.settings(), sort_keys=True)) for r in requests}
         self.header: dict[str, Any] = {
             "model": lm.fingerprint, "dtype": str(lm.dtype).removeprefix("torch."), "device": lm.device.type,
-            "new_tokens": new_tokens, "eos": eos, "engine": engine, "sampling": [json.loads(kind) for kind in kinds],
+            "new_tokens": new_tokens, "eos": eos, "sampling": [json.loads(kind) for kind in kinds],
         }
 
     def read(self) -> dict[Request, Generated]:

@@ -42,7 +42,7 @@ from igsp.models import LanguageModel, tokenizer_fingerprint
 from igsp.text.likelihood import window_losses
 from igsp.text.ngrams import Coverage
 from igsp.text.windows import CalibrationSet, largest_remainder
-from igsp.writing.common import changed, check_size, sampling, start_token, stem_prompts, text_seed, window
+from igsp.writing.common import changed, check_size, sampling, start_token, started, stem_prompts, text_seed, window
 from igsp.writing.generation import Request, write_texts
 from igsp.writing.pool import DIMENSIONS, CandidatePool, NotEnoughCandidates, quotas, screen
 
@@ -87,11 +87,11 @@ def igsp(
     lm: LanguageModel, n: int = 128, seqlen: int = 2048, seed: int = 0, balance: Balance = "mean",
     oversample: float | None = None, lam: float | None = None, order: int | None = None,
     pools: Sequence[str] | None = None, progress: bool = True, resume: str | Path | None = None,
-    engine: str = "igsp", **changes: Any,
+    **changes: Any,
 ) -> CalibrationSet:
     """The calibration set that `igsp_selection` chooses; same arguments, same errors."""
     return igsp_selection(
-        lm, n, seqlen, seed, balance, oversample, lam, order, pools, progress, resume, engine, **changes
+        lm, n, seqlen, seed, balance, oversample, lam, order, pools, progress, resume, **changes
     ).calibration
 
 
@@ -99,7 +99,7 @@ def igsp_selection(
     lm: LanguageModel, n: int = 128, seqlen: int = 2048, seed: int = 0, balance: Balance = "mean",
     oversample: float | None = None, lam: float | None = None, order: int | None = None,
     pools: Sequence[str] | None = None, progress: bool = True, resume: str | Path | None = None,
-    engine: str = "igsp", **changes: Any,
+    **changes: Any,
 ) -> Selection:
     """Writes, screens and chooses windows (see the head of this module).
 
@@ -110,7 +110,6 @@ def igsp_selection(
         order: n of the n-grams.
         pools: names of the candidate pools of `catalog/protocols.yaml` to use, such as `["self:bos"]`; None: all.
         resume: JSONL file of the texts, written as they end.
-        engine: what writes them (`generation.write_texts`).
         changes: other values for the hyper-parameters of `CHANGEABLE`. None above also means the catalogue's value.
 
     Raises:
@@ -120,7 +119,7 @@ def igsp_selection(
     """
     settings = changed("igsp", changes, CHANGEABLE)
     _check_choice(balance, settings["lam"] if lam is None else lam)
-    pool = candidate_pool(lm, n, seqlen, seed, oversample, pools, progress, resume, engine, **changes)
+    pool = candidate_pool(lm, n, seqlen, seed, oversample, pools, progress, resume, **changes)
     kept = screen(pool, settings["drop_share"], settings["loop_limit"])
     try:
         return select(kept, n, balance, lam, order, seed, settings["reference_subsets"], progress)
@@ -132,7 +131,7 @@ def igsp_selection(
 def candidate_pool(
     lm: LanguageModel, n: int = 128, seqlen: int = 2048, seed: int = 0, oversample: float | None = None,
     pools: Sequence[str] | None = None, progress: bool = True, resume: str | Path | None = None,
-    engine: str = "igsp", **changes: Any,
+    **changes: Any,
 ) -> CandidatePool:
     """The candidates of IGSP before any screen: enough that `oversample * n` pass the perplexity screen.
 
@@ -149,11 +148,12 @@ def candidate_pool(
         made = _requests(lm, name, settings, count, seqlen, seed)
         requests += made
         labels += [(name, settings["pools"][name]["dimension"], f"{name}/{seed}/{i}") for i in range(len(made))]
-    texts = write_texts(lm, requests, seqlen, "restart", progress=progress, resume=resume, engine=engine)
+    texts = write_texts(lm, requests, seqlen, "restart", progress=progress, resume=resume)
     ids = torch.tensor([window(lm, text, seqlen) for text in texts])
     spec = {
         "kind": "candidates", "n": n, "seqlen": seqlen, "seed": seed, "model": lm.fingerprint, **settings,
-        "oversample": oversample, "engine": engine, "pools": {name: settings["pools"][name] for name in counts},
+        "oversample": oversample, "pools": {name: settings["pools"][name] for name in counts},
+        **(started(lm) if "self:bos" in counts else {}),
     }
     names, dimensions, windows = (tuple(column) for column in zip(*labels, strict=True))
     return CandidatePool(

@@ -22,7 +22,7 @@ ROUNDS = 8
 
 def sgs(
     lm: LanguageModel, n: int = 128, seqlen: int = 2048, seed: int = 0, source: str | None = None,
-    progress: bool = True, resume: str | Path | None = None, engine: str = "igsp", **changes: Any,
+    progress: bool = True, resume: str | Path | None = None, **changes: Any,
 ) -> CalibrationSet:
     """Self-generating then sampling (Ji et al. 2025), after its released code (`catalog/protocols.yaml`).
 
@@ -33,7 +33,6 @@ def sgs(
     Args:
         source: where the beginnings come from; None: the catalogue's choice.
         resume: JSONL file of the texts, written as they end (`generation.write_texts`).
-        engine: what writes them (`generation.write_texts`).
         changes: other values for the hyper-parameters of `CHANGEABLE`.
 
     Raises:
@@ -42,13 +41,13 @@ def sgs(
     """
     settings = changed("sgs", changes, CHANGEABLE)
     check_size(n, seqlen)
-    settings |= {"source": source or settings["source"], "new_tokens": seqlen, "engine": engine}
+    settings |= {"source": source or settings["source"], "new_tokens": seqlen}
     requests = _requests(lm, settings, seed)
     count = min(settings["texts"] or 3 * n, len(requests))
     texts: list[Generated] = []
     for _ in range(ROUNDS):
         more = requests[len(texts) : count]
-        texts += write_texts(lm, more, seqlen, "stop", progress=progress, resume=resume, engine=engine)
+        texts += write_texts(lm, more, seqlen, "stop", progress=progress, resume=resume)
         kept = _likely(lm, texts, settings["drop_share"], progress)
         ids, labels = _join(lm, kept, settings["separator"])
         if len(ids) >= n * seqlen or settings["texts"] or count >= len(requests):
