@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from igsp.assets import catalog
 from igsp.errors import UnknownName, UsageError
+from igsp.study.grid import strategies
+from igsp.study.recorded import Reference, reference
+from igsp.study.settings import settings
 from igsp.study.values import Value, interval, look_up, signed_form
 
 HOLDS, DIFFERS, UNTESTABLE = "holds", "differs", "not testable at this scale"
@@ -121,6 +125,41 @@ def judge_runs(claim: Claim, values: Mapping[str, Value]) -> dict[str, Judged]:
     """`judge_reference` by pruning method: the first of `RUNS`, and the others where they have measured the claim."""
     found = {name: judge_reference(claim, values, run) for name, run in RUNS.items()}
     return {name: row for name, row in found.items() if row.values or name == next(iter(RUNS))}
+
+
+def for_machines(values: Mapping[str, Value]) -> list[dict[str, Any]]:
+    """The ledger for machines: an entry per claim and pruning method of the reference run, as plain JSON.
+
+    Each holds the claim, the paper's value, the values behind the verdict with their intervals, rule and verdict, the
+    scale beside the paper's, the records (their names in the store), what they cost in worker seconds, and the command
+    that computes them again where they are missing.
+    """
+    run, paper = reference(REFERENCE), settings("paper")
+    s = run.settings
+    scale = {"model": s.model, "paper_model": paper.model, "sparsity": s.sparsity, "tokens": s.n * s.seqlen,
+             "tokens_of_paper_profile": paper.n * paper.seqlen}
+    entries = []
+    for row in claims():
+        for name, judged in judge_runs(row, values).items():
+            used = {name for key, value in judged.values.items() for name in _strategies(run, key, value)}
+            cells = [r for r in run.at(name.lower()) if r.strategy in used]
+            entries.append({
+                "id": row.id, "claim": row.statement, "status": row.status, "locator": row.locator, "paper": row.paper,
+                "setting": row.setting, "method": name, "rule": dict(row.rule), "verdict": judged.verdict.status,
+                "reason": judged.verdict.reason, "scale": scale, "records": [r.record.name for r in cells],
+                "worker_seconds": round(sum(sum(r.record.metrics["seconds"].values()) for r in cells)),
+                "command": f"igsp study run --profile {REFERENCE}",
+                "values": {k: {f: x for f, x in vars(v).items() if x is not None} for k, v in judged.values.items()},
+            })
+    return entries
+
+
+def _strategies(run: Reference, key: str, value: Value) -> list[str]:
+    """The strategies whose cells are behind a published value."""
+    names, parts = strategies(run.settings), re.split(r"/|-minus-", key)
+    if "spearman" in parts or "spread" in parts:
+        return list(run.settings.sources)
+    return ["igsp", "pool-random"] if "a4" in parts else [n for n in (*parts, value.label) if n in names]
 
 
 def side_by_side(runs: Mapping[str, Mapping[str, Value]]) -> list[dict[str, str]]:
