@@ -1,5 +1,6 @@
 """What the records explain: on made data with known answers, and on the committed reference run."""
 
+import json
 from itertools import permutations, product
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 from scipy import stats
 
 from igsp.scoring.retention import Luck
+from igsp.study.analysis import headline
+from igsp.study.claims import HOLDS, UNTESTABLE, for_machines
 from igsp.study.explained import (
     by_measure,
     detectable,
@@ -19,6 +22,7 @@ from igsp.study.explained import (
     within,
 )
 from igsp.study.recorded import reference
+from igsp.study.values import Value
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +99,15 @@ def test_equivalence_needs_the_whole_interval_inside_the_margin(run):
 def test_shares_of_noise_are_shares(run):
     table = noise_shares(run)
     assert table.share.sum() == pytest.approx(1) and table.share["task"] > 0.5
+
+
+def test_the_ledger_for_machines_names_records_cost_and_command(run):
+    values = {f"small/{key}": Value(**{"digits": 1, **entry}) for key, entry in headline(run).items()}
+    entries = {entry["id"]: entry for entry in json.loads(json.dumps(for_machines(values)))}
+    spread = entries["spread-code-commonsense"]
+    assert spread["verdict"] == UNTESTABLE and "depends on the measure" in spread["reason"]
+    margin = entries["uniform-over-web"]
+    assert margin["verdict"] == HOLDS and len(margin["records"]) == 6 and margin["worker_seconds"] > 100
+    assert {name.split("/")[1].split("-")[0] for name in margin["records"]} == {"uniform", "c4"}
+    assert margin["scale"]["tokens"] < margin["scale"]["tokens_of_paper_profile"] and "small" in margin["command"]
+    assert len(entries["perplexity-math"]["records"]) == 45, "all sources, not the source of that name"
