@@ -16,7 +16,7 @@ from concurrent.futures import BrokenExecutor, Future
 from dataclasses import dataclass
 from pathlib import Path
 
-from igsp.study import engine as executors
+from igsp.study import engine, workers
 from igsp.study.records import Record, Store
 
 NAMES = ("recipes", "stdlib", "uniform", "igsp")
@@ -117,7 +117,7 @@ class Inline:
 
     def submit(self, slot, call, *arguments):
         future = Future()
-        if call is executors.begin:
+        if call is workers.begin:
             arguments = (lambda: self.study,)
         else:
             task, _, sets = arguments
@@ -126,7 +126,7 @@ class Inline:
                 self.lose.remove(str(task))
                 future.set_exception(BrokenExecutor())
                 return future
-        future.set_result(call(*arguments))
+        future.set_result(workers.answer(call, *arguments))
         return future
 
     def replace(self, slot):
@@ -149,7 +149,7 @@ class Simulated:
         return future
 
     def submit(self, slot, call, *arguments):
-        if call is executors.begin:
+        if call is workers.begin:
             return self._later(self.random.uniform(10, 30), lambda: (self.study.numbers, "", False))
         task, spec, _ = arguments
         seconds = self.random.lognormvariate(6 if task.stage == "cell" else 3, 0.5)  # median 400 s a cell, 20 s others
@@ -181,7 +181,7 @@ class Simulated:
         self.queue = []
 
 
-class OnPaper(executors.Scheduler):
+class OnPaper(engine.Scheduler):
     """The scheduler, on the clock of simulated workers."""
 
     def _wait(self):
@@ -192,13 +192,13 @@ class OnPaper(executors.Scheduler):
 def finish(root, **options):
     """Runs what is missing, in this process."""
     study = LightStudy(str(root), **options)
-    return executors.run(study, study.tasks(), Inline(study), maker(root), progress=False)
+    return engine.run(study, study.tasks(), Inline(study), maker(root), progress=False)
 
 
 def run(root, jobs=2, **options):
     """Runs what is missing on local workers."""
     study = LightStudy(str(root), **options)
-    return executors.run(study, study.tasks(), executors.LocalPool(jobs, 1), maker(root, **options), progress=False)
+    return engine.run(study, study.tasks(), workers.LocalPool(jobs, 1), maker(root, **options), progress=False)
 
 
 def dies():

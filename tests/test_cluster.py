@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from light import NAMES, LightStudy, finish, log, maker, numbers, twice, wait_for_cells
 
-from igsp.study import engine as executors
+from igsp.study import engine
+from igsp.study.workers import RayCluster
 
 pytest.importorskip("ray", reason="Ray is not installed (extra `cluster`)")
 
@@ -26,10 +27,8 @@ def undisturbed(tmp_path_factory):
 
 
 def run(root, address=None, **options):
-    from igsp.study.cluster import RayCluster
-
     study = LightStudy(str(root), **options)
-    return executors.run(study, study.tasks(), RayCluster(address, 2), maker(root, **options), progress=False)
+    return engine.run(study, study.tasks(), RayCluster(address, 2), maker(root, **options), progress=False)
 
 
 def test_the_numbers_of_one_process_though_a_worker_is_killed_and_a_cell_fails(tmp_path, undisturbed):

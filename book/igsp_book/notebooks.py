@@ -187,7 +187,8 @@ def lock_sha256(root: Path) -> str | None:
 
 def package_sha256() -> str:
     """SHA-256 over the files of the installed package, but for those that only steer it."""
-    root, steering = Path(str(resources.files("igsp"))), ("cli/", "study/engine.py", "study/cluster.py")
+    root = Path(str(resources.files("igsp")))
+    steering = ("cli/", "study/engine.py", "study/workers.py", "study/progress.py")
     files = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*.*"))}
     return key_of({name: sha256_file(path) for name, path in files.items()
                    if name.endswith((".py", ".yaml")) and not name.startswith(steering)})

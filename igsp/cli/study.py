@@ -72,7 +72,7 @@ def plan(
     json_wanted: c.Json = False,
 ) -> None:
     """how many tasks there are, what is done, and how long the rest will take"""
-    from igsp.study.engine import plan
+    from igsp.study.progress import plan
 
     study, tasks, _ = cells.find()
     rows = plan(study, tasks, _filled(times).records() if times else ())
@@ -97,23 +97,22 @@ def run(
     *, how: c.How,
 ) -> int | None:
     """compute the missing tasks of a profile on many workers"""
-    from igsp.study import engine
+    from igsp.study import workers
+    from igsp.study.engine import run as compute
 
     c.one_of("executor", executor, ("local", "ray"))
     if how.dry_run:
         return plan(cells, None, how.json)
     study, tasks, make = cells.find()
     cuda = study.numbers["device"] == "cuda"
-    workers: engine.Executor
+    pool: workers.Executor
     if executor == "ray":
-        from igsp.study.cluster import RayCluster
-
-        workers = RayCluster(address, jobs, threads or 1, gpus=int(cuda))
+        pool = workers.RayCluster(address, jobs, threads or 1, gpus=int(cuda))
     else:
-        gpus = engine.visible_gpus() if cuda and ":" not in study.settings.device else []
+        gpus = workers.visible_gpus() if cuda and ":" not in study.settings.device else []
         jobs = jobs or (1 if cuda and not gpus else None)  # one GPU by number, as cuda:1: not for many workers
-        workers = engine.LocalPool(jobs, threads, gpus)
-    summary = engine.run(study, tasks, workers, make, progress=not how.quiet)
+        pool = workers.LocalPool(jobs, threads, gpus)
+    summary = compute(study, tasks, pool, make, progress=not how.quiet)
     if how.json:
         print(json.dumps(asdict(summary), indent=1))
     else:
@@ -129,7 +128,7 @@ def run(
 @c.command(group, "igsp study status --profile small --json")
 def status(cells: Cells, json_wanted: c.Json = False) -> None:
     """what is done, running, left, and why tasks failed"""
-    from igsp.study.engine import survey
+    from igsp.study.progress import survey
 
     study, tasks, _ = cells.find()
     rows = survey(study, tasks)

@@ -29,10 +29,9 @@ import light
 from toy import ToyStudy
 
 from igsp.assets import whole_or_nothing
-from igsp.study import engine as executors
-from igsp.study.cluster import RayCluster
-from igsp.study.engine import LocalPool
+from igsp.study import engine
 from igsp.study.study import Study
+from igsp.study.workers import Executor, LocalPool, RayCluster
 
 METHODS = ["sparsegpt", "wanda", "magnitude"]
 
@@ -77,9 +76,9 @@ class Clock:
         return {"seconds": time.perf_counter() - self.wall, "cpu_seconds": time.process_time() - self.cpu}
 
 
-def measure(name: str, study: Any, workers: executors.Executor, make: Callable[[], Any]) -> dict[str, Any]:
+def measure(name: str, study: Any, workers: Executor, make: Callable[[], Any]) -> dict[str, Any]:
     """A run, and the same tasks in a bare loop; the start of the workers is left out of both."""
-    summary = executors.run(study, study.tasks(), workers, make)
+    summary = engine.run(study, study.tasks(), workers, make)
     bare = sum(record.seconds for record in study.store.records()) / summary.workers
     return {
         f"{name}, runner": {"seconds": bare / summary.busy, "busy": summary.busy, "overhead": 1 / summary.busy - 1,
