@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from igsp.study import engine, workers
-from igsp.study.records import Record, Store
+from igsp.study.records import Record, Store, name_of
 
 NAMES = ("recipes", "stdlib", "uniform", "igsp")
 
@@ -187,6 +187,40 @@ class OnPaper(engine.Scheduler):
     def _wait(self):
         self.executor.advance()
         super()._wait()
+
+
+class Grid(LightStudy):
+    """Many cells for each calibration set, and a store that answers one request in twenty with an error."""
+
+    def __init__(self, root, cells, errors=0.05):
+        super().__init__(root, names=tuple(f"set-{i}" for i in range(50)))
+        self.cells, self.errors, self.random, self.begun = cells, errors, random.Random(1), Counter()
+        for name in ("get", "put", "claim"):
+            setattr(self.store, name, functools.partial(self._ask, getattr(self.store, name)))
+
+    def _ask(self, request, *arguments):
+        luck = self.random.random()
+        if luck < self.errors / 2:
+            raise OSError("no answer")
+        answer = request(*arguments)
+        if luck < self.errors and request.__name__ == "put":
+            raise OSError("an answer that was lost")
+        return answer
+
+    def tasks(self):
+        sets = {LightTask("calibration", name): () for name in self.names}
+        return sets | {
+            LightTask("cell", self.names[i % 50], i): (LightTask("calibration", self.names[i % 50]),)
+            for i in range(self.cells)
+        }
+
+    def specification(self, task):
+        return super().specification(task) | {"draw": task.draw}
+
+    def perform(self, task, spec, sets=()):
+        assert not Path(self.store.path(name_of(spec))).exists(), "computed though it was on record"
+        self.begun[task] += 1
+        return Record(spec, {"value": task.draw}, {"seconds": 0.0}), None
 
 
 def finish(root, **options):

@@ -1,9 +1,7 @@
 """A grid on many workers: every cell once, the same numbers, whatever dies in between."""
 
-import functools
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -15,9 +13,9 @@ from pathlib import Path
 import pytest
 from light import (
     NAMES,
+    Grid,
     Inline,
     LightStudy,
-    LightTask,
     OnPaper,
     Simulated,
     dies,
@@ -35,7 +33,7 @@ from igsp.cli import main
 from igsp.errors import IgspError
 from igsp.study import engine
 from igsp.study.progress import Pace, plan, survey
-from igsp.study.records import Record, Store, name_of
+from igsp.study.records import Store, name_of
 from igsp.study.study import Task
 from igsp.study.workers import THREADS, LocalPool
 
@@ -269,40 +267,6 @@ def test_a_task_under_way_elsewhere_is_shown_as_running_and_left_to_the_other(tm
         assert driver.is_alive()
     driver.join(20)
     assert not driver.is_alive() and not [r for r in survey(study, tasks) if r["state"] != "done"]
-
-
-class Grid(LightStudy):
-    """Many cells for each calibration set, and a store that answers one request in twenty with an error."""
-
-    def __init__(self, root, cells, errors=0.05):
-        super().__init__(root, names=tuple(f"set-{i}" for i in range(50)))
-        self.cells, self.errors, self.random, self.begun = cells, errors, random.Random(1), Counter()
-        for name in ("get", "put", "claim"):
-            setattr(self.store, name, functools.partial(self._ask, getattr(self.store, name)))
-
-    def _ask(self, request, *arguments):
-        luck = self.random.random()
-        if luck < self.errors / 2:
-            raise OSError("no answer")
-        answer = request(*arguments)
-        if luck < self.errors and request.__name__ == "put":
-            raise OSError("an answer that was lost")
-        return answer
-
-    def tasks(self):
-        sets = {LightTask("calibration", name): () for name in self.names}
-        return sets | {
-            LightTask("cell", self.names[i % 50], i): (LightTask("calibration", self.names[i % 50]),)
-            for i in range(self.cells)
-        }
-
-    def specification(self, task):
-        return super().specification(task) | {"draw": task.draw}
-
-    def perform(self, task, spec, sets=()):
-        assert not Path(self.store.path(name_of(spec))).exists(), "computed though it was on record"
-        self.begun[task] += 1
-        return Record(spec, {"value": task.draw}, {"seconds": 0.0}), None
 
 
 def test_a_thousand_workers_that_die_at_random_and_a_store_that_fails_lose_nothing(tmp_path):
