@@ -18,7 +18,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms}
 SHARED = {"writing", "pruning"}  # side by side: neither knows the other
 LINES = {"igsp": 8_500, "igsp_book": 2_000}
 LONGEST = 400
-LONG = {"igsp_book.notebooks", "igsp.study.engine"}  # to be emptied
+LONG = {"igsp_book.notebooks"}  # to be emptied
 
 
 @functools.cache
