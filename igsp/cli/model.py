@@ -48,7 +48,7 @@ def prune(
         return
     if not how.quiet:
         low, high = (duration(planned.floor * factor) for factor in SLOWDOWN)
-        print(f"at least {gigabytes(planned.memory)} of memory, {low} to {high}", file=sys.stderr)
+        print(f"about {gigabytes(planned.memory)} of memory, {low} to {high}", file=sys.stderr)
     settings = {**vars(pruning), "order": order, "progress": not how.quiet}
     if stream:
         calibration = text.make(model.tokenizer(), planned.seqlen)
