@@ -26,7 +26,7 @@ from sphinx.errors import ExtensionError
 from sphinx.util import logging
 
 from igsp_book import executed, quiz, reference, runs, site
-from igsp_book.base import NOTEBOOKS, ProfileRole, ResultRole, VerdictRole
+from igsp_book.base import NOTEBOOKS, ProfileRole, ResultRole, VerdictRole, write_claims
 from igsp_book.shown import Shown
 
 logger = logging.getLogger(__name__)
@@ -87,6 +87,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("doctree-read", site.keep_units)
     app.connect("html-page-context", site.clean_page, priority=900)
     app.connect("build-finished", site.tidy_pages)
+    app.connect("build-finished", write_claims)
     app.add_css_file("palette.css")
     app.add_css_file("igsp.css")
     app.add_js_file("igsp.js", loading_method="defer")
