@@ -26,10 +26,11 @@ import pandas as pd
 import yaml
 from tqdm import tqdm
 
+from igsp import pruning, scoring, text
 from igsp.assets import cache_dir, output_path, whole_or_nothing
 from igsp.errors import UnknownName, UsageError
 from igsp.models import LanguageModel
-from igsp.provenance import provenance, versions
+from igsp.provenance import provenance
 from igsp.pruning.driver import DEFAULT_SPARSITY, Statistics, collect_statistics, combine, prune
 from igsp.pruning.solvers import NEEDS, solver
 from igsp.scoring.contamination import contaminated
@@ -318,7 +319,7 @@ class Bench:
     def _once(self, spec: dict[str, Any], part: tuple[int, int], make: Callable[[], LanguageModel]) -> Scores:
         spec = {**spec, "suite": suite_sha256(self.suite), "tasks": list(self.tasks), "part": list(part),
                 "model": self.lm.fingerprint, "device": self.lm.device.type, "dtype": str(self.lm.dtype),
-                "versions": versions()}
+                "versions": {"text": text.VERSION, "pruning": pruning.VERSION, "scoring": scoring.VERSION}}
         record = self.store.get(spec)
         if record is None:
             scores = evaluate(make(), self.suite, self.tasks, progress=False, part=part)

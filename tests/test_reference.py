@@ -15,7 +15,7 @@ from igsp.pruning.report import ModuleReport, PruneReport, pack_mask
 from igsp.scoring.retention import Luck
 from igsp.study import claims as ledger
 from igsp.study.analysis import agreement, headline, margins, noise_floor
-from igsp.study.recorded import reference, verify
+from igsp.study.recorded import reference, verification, verify
 from igsp.study.records import Record, Store
 from igsp.study.study import settings
 from igsp.study.values import Value
@@ -119,6 +119,7 @@ def test_a_sample_of_the_cells_is_computed_again_and_compared(store, monkeypatch
 
     monkeypatch.setattr("igsp.study.recorded.Study", Again)
     assert reference("small", store.root).note() == ""
+    assert verification("small", store.root) is None
     first = verify("small", store.root, sample=2)
     assert len(first) == 2 and first["same set"].eq("yes").all()
     assert first["bits per byte"].to_numpy() == pytest.approx(0.001)
@@ -128,12 +129,15 @@ def test_a_sample_of_the_cells_is_computed_again_and_compared(store, monkeypatch
     assert len(found) == 4 and two < set(Again.asked), "a larger sample holds the smaller"
     run = reference("small", store.root)
     worst = found.total.abs().max()
-    assert run.note() == f"4 cells verified within {worst:.1g} points"
+    assert run.note() == (
+        f"4 cells computed again: 4 on the same kind of processor as the record, within {worst:.1g} points")
     assert worst == pytest.approx(max(run.retentions(names=[c.strategy])[c.strategy].total.value for c in Again.asked)
                                   / 1001, rel=0.02)
     assert run.verified()
     monkeypatch.setattr("igsp.study.recorded.pooled_luck", lambda _: {"total": Luck(worst, 30)})
     assert not run.verified(), "no better than another draw"
+    told = verification("small", store.root)
+    assert (told["cells"], told["same sets"], told["total"]) == (4, True, pytest.approx(worst))
     with pytest.raises(UsageError, match="at least 1"):
         verify("small", store.root, sample=0)
 

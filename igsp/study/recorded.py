@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from igsp.errors import AssetError, UsageError
-from igsp.provenance import now, provenance
+from igsp.provenance import provenance
 from igsp.pruning.masks import overlap
 from igsp.scoring.correlation import spearman_table
 from igsp.scoring.evaluation import Scores
@@ -146,8 +146,9 @@ class Reference:
     def checks(self, method: str | None = None) -> pd.DataFrame:
         """The recorded cells (of one method) that were computed again, beside what is recorded.
 
-        Columns: the cell, `same set` (whether the calibration windows are those on record), `bits per byte` (largest
-        relative difference of a task), `total` (difference of total retention in points) and `mask` (overlap).
+        Columns: the cell, `same set` (whether the calibration windows are those on record), `same processor` (whether
+        one kind of processor made both: another one sums in another order), `bits per byte` (largest relative
+        difference of a task), `total` (difference of total retention in points) and `mask` (overlap).
         """
         recorded = {r.cell: r for r in self.results}
         rows = []
@@ -155,9 +156,13 @@ class Reference:
             old = recorded[new.cell]
             totals = [retention(r.scores, self.dense).total.value for r in (new, old)]
             bits = [abs(t.value / old.scores[t.task].value - 1) for t in new.scores if t.metric == "bits_per_byte"]
-            same = "yes" if new.record.spec["calibration"] == old.record.spec["calibration"] else "no"
-            rows.append(vars(new.cell) | {"same set": same, "bits per byte": max(bits), "total": totals[0] - totals[1],
-                                          "mask": overlap(_mask(new), _mask(old))})
+            sets, makers = ([one.record.spec["calibration"] for one in (new, old)],
+                            [one.record.provenance.get("processor") for one in (new, old)])
+            rows.append(vars(new.cell) | {
+                "same set": "yes" if sets[0] == sets[1] else "no",
+                "same processor": "yes" if makers[0] == makers[1] else "no",
+                "bits per byte": max(bits), "total": totals[0] - totals[1], "mask": overlap(_mask(new), _mask(old)),
+            })
         return pd.DataFrame(rows)
 
     def verified(self, method: str | None = None) -> bool:
@@ -167,8 +172,16 @@ class Reference:
 
     def note(self, method: str | None = None) -> str:
         """What computing some cells of a method again showed; nothing if none was."""
-        checks = self.checks(method or self.settings.method)
-        return "" if checks.empty else f"{len(checks)} cells verified within {checks.total.abs().max():.1g} points"
+        method = method or self.settings.method
+        checks = self.checks(method)
+        if checks.empty:
+            return ""
+        last = max(str(r.record.provenance.get("finished", ""))[:10] for r in self.again if r.cell.method == method)
+        when = f", the last on {last}" if last else ""
+        told = [f"{len(part)} on {kind} processor as the record, within {part.total.abs().max():.1g} points"
+                for kind, answer in (("the same kind of", "yes"), ("another kind of", "no"))
+                if len(part := checks[checks["same processor"] == answer])]
+        return f"{len(checks)} cells computed again{when}: {' and '.join(told)}"
 
     def makers(self) -> pd.DataFrame:
         """What made the cells: commit, machine, how many of them, the first and the last."""
@@ -272,18 +285,28 @@ def verify(profile: str, store: str | Path | None = None, sample: int = 3, seed:
         if made_by["dirty"] or record.provenance.get("commit") != made_by["commit"]:
             again.remove(record.name)
     Study(profile, str(again.root)).complete(chosen)
-    checks = reference(profile, store).checks()
-    largest = {key: float(checks[key].abs().max()) for key in ("bits per byte", "total")}
-    about = {"date": now(), "commit": made_by["commit"], "cells": len(checks), **largest}
-    place.write(VERIFIED, about | {"same sets": bool((checks["same set"] == "yes").all())})
-    return checks
+    run = reference(profile, store)
+    place.write(VERIFIED, _result_of(run))
+    return run.checks()
+
+
+def _result_of(run: Reference) -> dict[str, Any]:
+    checks, made = run.checks(), [r.record.provenance for r in run.again]
+    return {
+        "date": max(str(about.get("finished", "")) for about in made), "cells": len(checks),
+        "commits": sorted({str(about.get("commit")) for about in made}),
+        "same processor": int((checks["same processor"] == "yes").sum()),
+        "bits per byte": float(checks["bits per byte"].abs().max()), "total": float(checks.total.abs().max()),
+        "same sets": bool((checks["same set"] == "yes").all()),
+    }
 
 
 def verification(profile: str, store: str | Path | None = None) -> dict[str, Any] | None:
     """The last verification of a profile's records, None if there was none.
 
-    Keys: `date`, `commit`, `cells` (computed again), `bits per byte` (largest relative difference of a task), `total`
-    (largest difference of total retention, in points), `same sets` (whether all calibration sets were the same).
+    Keys: `date`, `commits`, `cells` (computed again; `same processor`: so many on the record's kind), `bits per byte`
+    (largest relative difference of a task), `total` (largest difference of total retention, in points), `same sets`
+    (whether all calibration sets were the same).
     """
     return store_of(profile, store).read(VERIFIED)
 
