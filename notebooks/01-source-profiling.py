@@ -193,6 +193,6 @@ study.store.publish("01-source-profiling", values)
 #
 # ## Exercises
 #
-# 1. ★ Which dimension loses most on average, and which source protects it best? Read it off {numref}`fig-sources-heatmap`.
-# 2. ★★ Run the notebook with `-p seed 1`. Which of your statements survive?
-# 3. ★★★ Run it with `-p sparsity 0.3`. Does the spread of Code shrink faster than that of General? Why might it?
+# - ★ Which dimension loses most on average, and which source protects it best? Read it off {numref}`fig-sources-heatmap`.
+# - ★★ Run the notebook with `-p seed 1`. Which of your statements survive?
+# - ★★★ Run it with `-p sparsity 0.3`. Does the spread of Code shrink faster than that of General? Why might it?

@@ -15,7 +15,7 @@
 # ---
 
 # %% [markdown]
-# # What is in a calibration set? Eleven measures of information
+# # What is in a calibration set? Measures of information
 #
 # **What you will learn.** How Objective Information Theory (OIT) describes a set of texts by numbers, which of these
 # numbers can be computed for calibration windows, and how they differ between sources.
@@ -155,7 +155,7 @@ study.store.publish("02-oit-metrics", values)
 #
 # ## Exercises
 #
-# 1. ★ A set repeats one window sixteen times. What are its $A_4$, its scope and its entropy? Check with
-#    `igsp.text.metrics.aggregation`.
-# 2. ★★ Show that $A_1 \ge A_2 \ge A_3 \ge A_4$ need not hold exactly when windows are short. When does it?
-# 3. ★★★ Variety and entropy both measure diversity. Construct two sets that they rank in opposite order.
+# - ★ A set repeats one window sixteen times. What are its $A_4$, its scope and its entropy? Check with
+#   `igsp.text.metrics.aggregation`.
+# - ★★ Show that $A_1 \ge A_2 \ge A_3 \ge A_4$ need not hold exactly when windows are short. When does it?
+# - ★★★ Variety and entropy both measure diversity. Construct two sets that they rank in opposite order.

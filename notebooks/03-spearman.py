@@ -169,7 +169,7 @@ study.store.publish("03-spearman", values)
 #
 # ## Exercises
 #
-# 1. ★ Which sign would you expect for $A_4$ if low perplexity and repetition went together? Look it up.
-# 2. ★★ Leave out all sources of one dimension and compute the table again (`spearman_table` on a subset).
-#    What happens to that dimension's correlation, and what does it say about the claim?
-# 3. ★★★ How many sources would be needed for $\rho = 0.5$ to reach $p < 0.05$ with a probability of 80 %? Simulate.
+# - ★ Which sign would you expect for $A_4$ if low perplexity and repetition went together? Look it up.
+# - ★★ Leave out all sources of one dimension and compute the table again (`spearman_table` on a subset).
+#   What happens to that dimension's correlation, and what does it say about the claim?
+# - ★★★ How many sources would be needed for $\rho = 0.5$ to reach $p < 0.05$ with a probability of 80 %? Simulate.

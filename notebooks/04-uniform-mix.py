@@ -164,7 +164,7 @@ study.store.publish("04-uniform-mix", values)
 #
 # ## Exercises
 #
-# 1. ★ Which dimension pays for the mix? Compare it with the best source of each dimension in {doc}`01-source-profiling`.
-# 2. ★★ Replace the Code source of the mix by another one (`igsp.mix`). Does the order of the strategies change?
-# 3. ★★★ Find weights that raise the minimum over the dimensions. How many evaluations did you spend, and on which text
-#    would you confirm the result?
+# - ★ Which dimension pays for the mix? Compare it with the best source of each dimension in {doc}`01-source-profiling`.
+# - ★★ Replace the Code source of the mix by another one (`igsp.mix`). Does the order of the strategies change?
+# - ★★★ Find weights that raise the minimum over the dimensions. How many evaluations did you spend, and on which text
+#   would you confirm the result?

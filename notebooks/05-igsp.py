@@ -247,7 +247,7 @@ study.store.publish("05-igsp", values)
 #
 # ## Exercises
 #
-# 1. ★ Why must the screen for loops come before the choice, although the choice itself avoids repetition?
-# 2. ★★ Choose with `lam=0` and with `lam=math.inf` (`igsp.protocols.select`). What does each reading optimise then?
-# 3. ★★★ The greedy choice covers at least $1 - 1/e$ of the distinct 4-grams that the best choice covers, if there is one
-#    dimension. Prove it, or find the proof, and say what the quotas change.
+# - ★ Why must the screen for loops come before the choice, although the choice itself avoids repetition?
+# - ★★ Choose with `lam=0` and with `lam=math.inf` (`igsp.protocols.select`). What does each reading optimise then?
+# - ★★★ The greedy choice covers at least $1 - 1/e$ of the distinct 4-grams that the best choice covers, if there is one
+#   dimension. Prove it, or find the proof, and say what the quotas change.

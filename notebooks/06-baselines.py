@@ -159,7 +159,7 @@ study.store.publish("06-baselines", values)
 #
 # ## Exercises
 #
-# 1. ★ Which set repeats itself most? Why does a repetition penalty not show up as a low $A_4$ in every case?
-# 2. ★★ Run with `-p seed 1` and `-p seed 2`. Is the order of the three protocols stable?
-# 3. ★★★ SGS discards the most surprising fifth. Discard the least surprising fifth instead. What changes, and does it fit
-#    the correlation in {doc}`03-spearman`?
+# - ★ Which set repeats itself most? Why does a repetition penalty not show up as a low $A_4$ in every case?
+# - ★★ Run with `-p seed 1` and `-p seed 2`. Is the order of the three protocols stable?
+# - ★★★ SGS discards the most surprising fifth. Discard the least surprising fifth instead. What changes, and does it fit
+#   the correlation in {doc}`03-spearman`?

@@ -127,6 +127,6 @@ print(f"Median time of a cell (prune and score): {seconds.median():.0f} s")
 #
 # ## Exercises
 #
-# 1. ★ Sort the board by *minimum* instead of *total*. Which strategy moves most, and why?
-# 2. ★★ Re-run at `-p method wanda`. Wanda never updates a weight. Is its board flatter or steeper?
-# 3. ★★★ Reduce four dimensions to one number in another way than their mean. Defend it to somebody who needs code.
+# - ★ Sort the board by *minimum* instead of *total*. Which strategy moves most, and why?
+# - ★★ Re-run at `-p method wanda`. Wanda never updates a weight. Is its board flatter or steeper?
+# - ★★★ Reduce four dimensions to one number in another way than their mean. Defend it to somebody who needs code.

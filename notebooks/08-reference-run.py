@@ -428,8 +428,8 @@ store.publish("08-reference-run", {f"small/{key}": entry for key, entry in value
 #
 # ## Exercises
 #
-# 1. ★ Read the noise floor of Code. How many draws would halve the standard error of a source's mean?
-# 2. ★★ Two masks of different sources agree far more than chance would have it, and yet one capability collapses. How can
-#    both be true? Which weights would you look at first?
-# 3. ★★★ The fifteen sources were chosen by us. Choose fifteen others from the catalogue (`igsp sources`), compute them
-#    (`igsp study run --profile small -p sources "[...]"`) and see which sign survives.
+# - ★ Read the noise floor of Code. How many draws would halve the standard error of a source's mean?
+# - ★★ Two masks of different sources agree far more than chance would have it, and yet one capability collapses. How can
+#   both be true? Which weights would you look at first?
+# - ★★★ The fifteen sources were chosen by us. Choose fifteen others from the catalogue (`igsp sources`), compute them
+#   (`igsp study run --profile small -p sources "[...]"`) and see which sign survives.

@@ -380,8 +380,8 @@ display(Markdown("\n".join(lines) or "Nothing is recorded yet that could be comp
 #
 # ## Exercises
 #
-# 1. ★ Find the variant with the lowest aggregation in the table of ablations. Does it keep the most?
-# 2. ★★ The chosen sets of one draw share a pool. Why could the spread between draws be too wide a yardstick for comparing
-#    two rules of choice, and what would be a better one? Compute both: is it narrower here?
-# 3. ★★★ Add a stem pool of your own (`igsp/catalog/stems.yaml`) for the dimension that loses most, compute one draw and see
-#    whether the gap to the uniform mix closes.
+# - ★ Find the variant with the lowest aggregation in the table of ablations. Does it keep the most?
+# - ★★ The chosen sets of one draw share a pool. Why could the spread between draws be too wide a yardstick for comparing
+#   two rules of choice, and what would be a better one? Compute both: is it narrower here?
+# - ★★★ Add a stem pool of your own (`igsp/catalog/stems.yaml`) for the dimension that loses most, compute one draw and see
+#   whether the gap to the uniform mix closes.

@@ -110,9 +110,9 @@ for method in run.methods:
         for name in ("family", "perplexity", "both", "share mismatch"):
             entry = {"value": 100 * row[name], "unit": "%", "digits": 0, "n": len(kept)}
             values[f"{key}explained/{name.replace(' ', '-')}/{d}"] = entry
-        within = {"value": row["rho within"], "p": row["p"], "n": len(kept)}
+        within = {"value": row["rho within"], "p": row["p"], "n": len(kept), "digits": 2}
         values[f"{key}explained/within/{d}"] = within
-        values[f"{key}explained/mismatch/{d}"] = {"value": row["rho mismatch"], "n": len(kept)}
+        values[f"{key}explained/mismatch/{d}"] = {"value": row["rho mismatch"], "n": len(kept), "digits": 2}
 
 # %% [markdown]
 # The family explains {result}`small/explained/family/general` of General and {result}`small/explained/family/code` of Code under
@@ -270,7 +270,7 @@ store.publish("10-what-perplexity-stands-for", {f"small/{key}": entry for key, e
 #
 # ## Exercises
 #
-# 1. ★ Find the family whose points lie closest together in Math. Is it the same family in Code?
-# 2. ★★ Take the four code sources away. What is the rank correlation of perplexity with Code over the other eleven?
-# 3. ★★★ Write a measure of likeness that uses no exam text, correlate it with retention over the fifteen sources, and say
-#    beforehand which correlation would convince you.
+# - ★ Find the family whose points lie closest together in Math. Is it the same family in Code?
+# - ★★ Take the four code sources away. What is the rank correlation of perplexity with Code over the other eleven?
+# - ★★★ Write a measure of likeness that uses no exam text, correlate it with retention over the fifteen sources, and say
+#   beforehand which correlation would convince you.

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from pathlib import Path
 
 from docutils import nodes
 from sphinx import addnodes
-from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 from sphinx.util.osutil import relative_uri
 
-from igsp.errors import IgspError
+from igsp.errors import IgspError, UnknownName
 from igsp.study import claims as ledger
 from igsp.study.values import Value, explain, look_up, read_values, render
 from igsp_book.tables import badge, code
@@ -32,16 +30,6 @@ def published(env: BuildEnvironment) -> dict[str, Value]:
     """The values of the shown profile; marks the current page as one to read again at every build."""
     env.metadata[env.docname]["igsp_reads_results"] = True
     return read_values(results_folder(env) / env.config.igsp_profile / "values")
-
-
-def write_claims(app: Sphinx, exception: Exception | None) -> None:
-    """Writes `claims.json`, the ledger for machines, beside the pages; a build without the reference run has none."""
-    if exception is not None or app.builder.format != "html" or app.config.igsp_preview:
-        return
-    values = read_values(results_folder(app.env) / app.config.igsp_profile / "values")
-    if any(key.startswith(f"{ledger.REFERENCE}/spearman/") for key in values):
-        found = json.dumps(ledger.for_machines(values), indent=1, ensure_ascii=False)
-        (Path(app.outdir) / "claims.json").write_text(found + "\n", encoding="utf8")
 
 
 def page_link(env: BuildEnvironment, docname: str, *content: nodes.Node) -> nodes.Node:
@@ -97,11 +85,21 @@ class ResultRole(SphinxRole):
 
 
 class VerdictRole(SphinxRole):
-    """`` {verdict}`claim-id` ``: the badge that the ledger gives to a claim."""
+    """`` {verdict}`claim-id` ``: the badge that the ledger gives to a claim in this build.
+
+    `` {verdict}`claim-id:SparseGPT` ``: in the reference run under that method.
+    """
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        name, _, method = self.text.partition(":")
         try:
-            return [verdict_badge(judged(self.env, ledger.claim(self.text)).verdict)], []
+            claim = ledger.claim(name)
+            if not method:
+                return [verdict_badge(judged(self.env, claim).verdict)], []
+            runs = ledger.judge_runs(claim, published(self.env))
+            if method not in runs:
+                raise UnknownName("method", method, runs)
+            return [verdict_badge(runs[method].verdict)], []
         except IgspError as error:
             return _refused(self, error)
 

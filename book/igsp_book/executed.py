@@ -43,11 +43,12 @@ def problems(notebook: Mapping[str, Any], profile: str) -> Iterator[str]:
             yield f"has an image without alt text in cell {index}: draw it with `igsp.figures.show`"
 
 
-def prepare(notebook: Mapping[str, Any]) -> Notebook:
+def prepare(notebook: Mapping[str, Any], number: str = "") -> Notebook:
     """A copy of an executed notebook for the book.
 
-    Raw parameter cells are hidden, every figure becomes a cell of its own that carries alt text and caption, the
-    parameter panel follows the title cell, and the provenance footer comes last.
+    Its `number`, by which other pages cite it, leads the title. Raw parameter cells are hidden, every figure becomes a
+    cell of its own that carries alt text and caption, the parameter panel follows the title cell, and the provenance
+    footer comes last.
     """
     result = copy.deepcopy(dict(notebook))
     cells: list[dict[str, Any]] = []
@@ -56,6 +57,8 @@ def prepare(notebook: Mapping[str, Any]) -> Notebook:
             continue
         cells.extend(_split(cell))
     if cells:
+        if number.isdigit():
+            cells[0]["source"] = "".join(cells[0]["source"]).replace("# ", f"# Notebook {int(number)}: ", 1)
         cells.insert(1, _markdown("notebook-panel"))
         cells.append(_markdown("notebook-provenance"))
     result["cells"] = cells

@@ -26,7 +26,7 @@ from sphinx.errors import ExtensionError
 from sphinx.util import logging
 
 from igsp_book import executed, quiz, reference, runs, site
-from igsp_book.base import NOTEBOOKS, ProfileRole, ResultRole, VerdictRole, write_claims
+from igsp_book.base import NOTEBOOKS, ProfileRole, ResultRole, VerdictRole
 from igsp_book.shown import Shown
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def _read_notebook(app: Sphinx, docname: str, content: list[str]) -> None:
     if not app.config.igsp_preview or "igsp" in notebook["metadata"]:
         for problem in executed.problems(notebook, app.config.igsp_profile):
             logger.warning(f"{docname} {problem}", location=docname, type="igsp")
-    content[0] = json.dumps(executed.prepare(notebook))
+    content[0] = json.dumps(executed.prepare(notebook, Path(docname).name.partition("-")[0]))
 
 
 def _read_again(app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]) -> list[str]:
@@ -86,8 +86,10 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("env-get-outdated", _read_again)
     app.connect("doctree-read", site.keep_units)
     app.connect("html-page-context", site.clean_page, priority=900)
+    app.connect("html-collect-pages", site.lost_page)
     app.connect("build-finished", site.tidy_pages)
-    app.connect("build-finished", write_claims)
+    app.connect("build-finished", site.write_indexes)
+    app.connect("build-finished", site.write_claims)
     app.add_css_file("palette.css")
     app.add_css_file("igsp.css")
     app.add_js_file("igsp.js", loading_method="defer")

@@ -7,17 +7,16 @@ a hash over source, parameters, package, lock file, model and data.
 
 from __future__ import annotations
 
+import ast
 import concurrent.futures as futures
 import json
 import os
-import platform
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,11 @@ from jupytext.compare import NotebookDifference, compare_notebooks
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from igsp.assets import sha256_file, wheels, whole_or_nothing
+from igsp.assets import whole_or_nothing
 from igsp.errors import IgspError, UnknownName, UsageError
-from igsp.models import folder_fingerprint, resolve_device, resolve_dtype, resolve_folder
-from igsp.provenance import key_of, provenance, repository_root
+from igsp.provenance import repository_root
 from igsp.study.study import Settings, settings
+from igsp_book import facts
 
 SETTING_NAMES = set(Settings.model_fields)
 
@@ -65,15 +64,9 @@ class Notebook:
         """The typed parameters of its `parameters` cell."""
         found = papermill.inspect_notebook(str(self.source.with_suffix(".ipynb")))
         return [
-            Parameter(name, entry["inferred_type_name"].strip(), _literal(entry["default"]), entry["help"].strip())
-            for name, entry in found.items()
+            Parameter(name, p["inferred_type_name"].strip(), ast.literal_eval(p["default"]), p["help"].strip())
+            for name, p in found.items()
         ]
-
-
-def _literal(text: str) -> Any:
-    import ast
-
-    return ast.literal_eval(text)
 
 
 def notebooks(root: Path | None = None) -> list[Notebook]:
@@ -179,33 +172,6 @@ class IpcKernelManager(AsyncKernelManager):
             shutil.rmtree(os.path.dirname(self.ip), ignore_errors=True)
 
 
-def lock_sha256(root: Path) -> str | None:
-    """Hash of the lock file of a checkout."""
-    path = root / "requirements.lock"
-    return sha256_file(path) if path.exists() else None
-
-
-def package_sha256() -> str:
-    """SHA-256 over the files of the installed package, but for those that only steer it."""
-    root = Path(str(resources.files("igsp")))
-    steering = ("cli/", "study/engine.py", "study/workers.py", "study/progress.py")
-    files = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*.*"))}
-    return key_of({name: sha256_file(path) for name, path in files.items()
-                   if name.endswith((".py", ".yaml")) and not name.startswith(steering)})
-
-
-def data_sha256() -> str:
-    """Hash of what the pip-shipped text depends on: the wheels' hashes, and the Python whose library is read."""
-    pins = {name: wheel.sha256 for name, wheel in wheels().items()}
-    return key_of({"wheels": pins, "python": platform.python_version()})
-
-
-def records_sha256(profile: str, root: Path) -> str:
-    """Hash of a checkout's records of a profile, with those that verify them, by name and content."""
-    folder = root / "book" / "results" / profile
-    return key_of({str(path.relative_to(folder)): sha256_file(path) for path in sorted(folder.rglob("*.json"))})
-
-
 def run(
     profile: str = "quick",
     parameters: Mapping[str, Any] | None = None,
@@ -240,16 +206,16 @@ def run(
         raise UsageError(f"out of step with their .py source: {', '.join(stale)}. Run `igsp notebooks sync`")
     values = check_parameters(found, profile, parameters or {})
     resolved = settings(profile, **{k: v for k, v in (parameters or {}).items() if k in SETTING_NAMES})
-    base = _common_metadata(profile, resolved, root, any(not notebook.reads for notebook in found))
+    base = facts.common(profile, resolved, root, any(not notebook.reads for notebook in found))
     plan = {}
     for notebook in found:
-        facts = _metadata(notebook, values[notebook.name], {*(parameters or {}), "profile"}, base, root)
+        about = facts.of(notebook, values[notebook.name], {*(parameters or {}), "profile"}, base, root)
         target = out / f"{notebook.name}.ipynb"
         sums_up = notebook.reads and notebook.needs  # it shows what others publish, which its key does not hold
-        if not force and not sums_up and finished(target, facts["key"]):
+        if not force and not sums_up and finished(target, about["key"]):
             say(f"{notebook.name}: up to date")
         else:
-            plan[notebook.name] = (notebook, facts, target)
+            plan[notebook.name] = (notebook, about, target)
     _execute(plan, values, jobs, timeout, say)
     return [out / f"{notebook.name}.ipynb" for notebook in found]
 
@@ -264,66 +230,6 @@ def _select(found: list[Notebook], only: Sequence[str] | None) -> list[Notebook]
             raise UnknownName("notebook", name, [n.name for n in found])
         chosen |= set(match)
     return [n for n in found if n.name in chosen]
-
-
-def _common_metadata(profile: str, resolved: Settings, root: Path, model: bool) -> dict[str, Any]:
-    """What all notebooks of a run share; the model only if one of them computes with it."""
-    device = resolve_device(resolved.device)
-    made_by = provenance()
-    return {
-        "profile": profile,
-        "commit": made_by["commit"],
-        "dirty": made_by["dirty"],
-        "lock": lock_sha256(root),
-        "package": package_sha256(),
-        "data": data_sha256(),
-        "device": device.type,
-        "processor": made_by["processor"],
-        "dtype": str(resolve_dtype(resolved.dtype, device)).removeprefix("torch."),
-        "seed": resolved.seed,
-        "model": {"name": resolved.model, "fingerprint": folder_fingerprint(resolve_folder(resolved.model))}
-        if model
-        else None,
-        "versions": {**made_by["versions"], "python": made_by["python"]},
-    }
-
-
-def _metadata(
-    notebook: Notebook, values: Mapping[str, Any], given: set[str], base: Mapping[str, Any], root: Path
-) -> dict[str, Any]:
-    base = {**base, "model": None} if notebook.reads else base  # what reads records computes with no model
-    source = notebook.source.read_text(encoding="utf8")
-    key = key_of(
-        {
-            "source": source,
-            "parameters": dict(values),
-            "package": base["package"],
-            "lock": base["lock"],
-            "model": base["model"],
-            "data": base["data"],
-            "records": {profile: records_sha256(profile, root) for profile in notebook.reads},
-            "device": base["device"],
-            "dtype": base["dtype"],
-        }
-    )
-    panel = [
-        {
-            "name": p.name,
-            "type": p.type,
-            "default": p.default,
-            "value": values[p.name],
-            "help": p.help,
-            "given": p.name in given and values[p.name] != p.default,
-        }
-        for p in notebook.parameters()
-    ]
-    return {
-        **base,
-        "key": key,
-        "notebook": notebook.name,
-        "source": f"notebooks/{notebook.source.name}",
-        "parameters": panel,
-    }
 
 
 def _execute(
@@ -342,7 +248,7 @@ def _execute(
         try:
             while waiting or running:
                 for name in list(waiting):
-                    notebook, facts, target = waiting[name]
+                    notebook, about, target = waiting[name]
                     needed = [n for n in notebook.needs if n in plan]
                     if any(n in failed for n in needed):
                         failed[name] = IgspError(
@@ -351,7 +257,7 @@ def _execute(
                         del waiting[name]
                     elif len(running) < jobs and all(n in done for n in needed):
                         say(f"{name}: started")
-                        running[pool.submit(_execute_one, notebook, facts, target, values[name], timeout, bar)] = name
+                        running[pool.submit(_execute_one, notebook, about, target, values[name], timeout, bar)] = name
                         del waiting[name]
                 bar.set_postfix_str(" + ".join(running.values()))
                 finished_now, _ = futures.wait(running, timeout=1.0, return_when=futures.FIRST_COMPLETED)
@@ -373,7 +279,7 @@ def _execute(
 
 
 def _execute_one(
-    notebook: Notebook, facts: dict[str, Any], target: Path, values: Mapping[str, Any], timeout: int, bar: tqdm
+    notebook: Notebook, about: dict[str, Any], target: Path, values: Mapping[str, Any], timeout: int, bar: tqdm
 ) -> float:
     """Executes one notebook and puts it in place; returns its seconds."""
     node = notebook.read()
@@ -419,7 +325,7 @@ def _execute_one(
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(started))
     done.metadata["igsp"] = {
         **done.metadata.get("igsp", {}),
-        **facts,
+        **about,
         "started": stamp,
         "seconds": round(time.perf_counter() - clock, 1),
     }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from sphinx.application import Sphinx
 
 from igsp.assets import catalog, members, read_member
 from igsp.errors import AssetError
+from igsp.study.claims import REFERENCE, for_machines
+from igsp.study.values import read_values
 
 STATIC = Path(__file__).parent / "static"
 MATHJAX_WHEEL = "sphinx-mathjax-offline"
@@ -20,6 +24,8 @@ MATHJAX_ROOT = "sphinx-mathjax-offline/static/mathjax/"
 MATHJAX_SCRIPT = "tex-mml-chtml.js"
 MATHJAX_FONTS = "output/chtml/fonts/woff-v2/"
 UNITS = re.compile(r"(?<=\d) (?=%)|(?<=\b[npρ]) (?=[<=]\s?[\d+−.])|(?<=\b[npρ] [<=]) (?=[\d+−.])")
+VIEWPORT = re.compile(r'<meta name="viewport"[^>]*>')
+VIEWPORT_TAG = '<meta name="viewport" content="width=device-width, initial-scale=1">'
 FONT_PRELOAD = re.compile(r'\s*<link rel="preload" as="font"[^>]*>')
 
 
@@ -38,7 +44,11 @@ def write_static(app: Sphinx) -> None:
     palette = catalog("palette")["dimensions"]
     (static / "favicon.svg").write_text(favicon(palette), encoding="utf8")
     (static / "palette.css").write_text(palette_css(palette), encoding="utf8")
-    (static / "vega.js").write_text(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"), encoding="utf8")
+    licence = Path(app.srcdir) / "LICENSE"
+    if licence.exists():
+        (static / "LICENSE.txt").write_text(licence.read_text(encoding="utf8"), encoding="utf8")
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    (static / "vega.js").write_text(f"(() => {{{bundle}\n}})();\n", encoding="utf8")
 
 
 def _write_mathjax(folder: Path) -> None:
@@ -69,12 +79,71 @@ def favicon(palette: Mapping[str, str]) -> str:
 
 
 def clean_page(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
-    """Drops the remote notebook-execution scripts that the theme registers, and points to our favicon."""
+    """Drops the remote notebook-execution scripts that the theme registers; adds icon, description, preview, footer."""
     if app.env.metadata.get(pagename, {}).get("igsp_quiz"):
         app.add_js_file("quiz.js", loading_method="defer")
     for kind in ("script_files", "css_files"):
         context[kind] = _without_thebe(context.get(kind, []))
     context["favicon_url"] = context["pathto"]("_static/favicon.svg", resource=True)
+    about = description(doctree)
+    title = re.sub(r"<[^>]+>", "", str(context.get("title") or app.config.html_title))
+    tags = {"og:title": title, "og:type": "article", "og:site_name": app.config.html_title, "og:description": about}
+    tags |= {"og:url": context["pageurl"]} if context.get("pageurl") else {}
+    shown = [f'<meta name="description" content="{escape(about)}">'] if about else []
+    shown += [f'<meta property="{name}" content="{escape(text)}">' for name, text in tags.items() if text]
+    context["metatags"] = "\n".join([context.get("metatags") or "", *shown])
+    context["theme_extra_footer"] = footer(app.config.igsp_repository, context["pathto"])
+
+
+def description(doctree: nodes.document | None, length: int = 160) -> str:
+    """The first paragraph of a page, cut at a word; no paragraph of a panel or a note counts."""
+    for paragraph in doctree.findall(nodes.paragraph) if doctree else ():
+        if isinstance(paragraph.parent, nodes.section | nodes.document):
+            text = " ".join(paragraph.astext().split())
+            return text if len(text) <= length else text[:length].rsplit(" ", 1)[0] + "\N{HORIZONTAL ELLIPSIS}"
+    return ""
+
+
+def footer(repository: str, pathto: Any) -> str:
+    """Licence, citation and source, the last one as a plain word while no repository is configured."""
+    source = f'<a href="{escape(repository)}">Source</a>' if repository else "Source: in the release archive"
+    licence, cite = pathto("_static/LICENSE.txt", resource=True), pathto("book/index") + "#cite"
+    return f'<p><a href="{licence}">Apache License 2.0</a> · <a href="{cite}">Cite</a> · {source}</p>'
+
+
+def lost_page(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """The page for addresses that the site does not have."""
+    text = "<h1>Page not found</h1><p>Try the search, or begin on the <a href='{}'>first page</a>.</p>"
+    home = app.builder.get_target_uri(app.config.root_doc)
+    yield "404", {"title": "Page not found", "body": text.format(escape(home))}, "page.html"
+
+
+def write_indexes(app: Sphinx, exception: Exception | None) -> None:
+    """`llms.txt`, the pages with their descriptions for programs; a sitemap where the site's address is configured."""
+    if exception is not None or app.builder.format != "html":
+        return
+    out, base, uri = Path(app.outdir), app.config.html_baseurl, app.builder.get_target_uri
+    pages = sorted(app.env.found_docs)
+    summary = description(app.env.get_doctree(app.config.root_doc))
+    lines = [f"# {app.config.html_title}", "", f"> {summary}", "", "## Pages", ""]
+    for name in pages:
+        about = description(app.env.get_doctree(name))
+        lines.append(f"- [{app.env.titles[name].astext()}]({base}{uri(name)}): {about}".rstrip(": "))
+    (out / "llms.txt").write_text("\n".join(lines) + "\n", encoding="utf8")
+    if base:
+        places = "".join(f"<url><loc>{escape(base + uri(name))}</loc></url>" for name in pages)
+        text = f'<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">{places}</urlset>\n'
+        (out / "sitemap.xml").write_text(text, encoding="utf8")
+
+
+def write_claims(app: Sphinx, exception: Exception | None) -> None:
+    """`claims.json`: the ledger for programs, where the reference run's values are published."""
+    if exception is not None or app.builder.format != "html":
+        return
+    values = read_values(Path(app.srcdir) / app.config.igsp_results / app.config.igsp_profile / "values")
+    if any(key.startswith(f"{REFERENCE}/spearman/") for key in values):
+        text = json.dumps(for_machines(values), indent=1, ensure_ascii=False)
+        (Path(app.outdir) / "claims.json").write_text(text + "\n", encoding="utf8")
 
 
 def _without_thebe(assets: list[Any]) -> list[Any]:
@@ -99,13 +168,17 @@ def keep_units(app: Sphinx, doctree: nodes.document) -> None:
 def tidy_pages(app: Sphinx, exception: Exception | None) -> None:
     """Repairs the finished pages where no template can.
 
-    The theme's font preloads go: a browser refuses them on `file://` pages, and the icons do not need them. The
-    entries of the bibliography become list items, as the role that docutils gives them is deprecated.
+    The theme's font preloads go: a browser refuses them on `file://` pages, and the icons do not need them; so does the
+    second viewport that it declares. The entries of the bibliography become list items, as the role that docutils gives
+    them is deprecated.
     """
     if exception is not None or app.builder.format != "html":
         return
     for path in Path(app.outdir).rglob("*.html"):
         text = path.read_text(encoding="utf8")
         tidy = FONT_PRELOAD.sub("", text).replace('role="doc-biblioentry"', 'role="listitem"')
+        tidy = re.sub(r"<title>(.+?) &#8212; \1</title>", r"<title>\1</title>", tidy)  # of the first page
+        first, *more = VIEWPORT.split(tidy)
+        tidy = first + VIEWPORT_TAG + "".join(more) if more else tidy
         if tidy != text:
             path.write_text(tidy, encoding="utf8")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from html import escape
 from typing import TypeAlias
 
 from docutils import nodes
-
-from igsp.assets import catalog
 
 Cell: TypeAlias = str | nodes.Node | Sequence[nodes.Node]
 
@@ -63,12 +60,6 @@ def badge(text: str, kind: str) -> nodes.inline:
 
 def code(text: str) -> nodes.literal:
     return nodes.literal("", text)
-
-
-def titled(text: str) -> str:
-    """`text` with methods and models written as in prose: `sparsegpt block` becomes `SparseGPT block`."""
-    titles = catalog("palette")["titles"]
-    return titles.get(text) or re.sub(r"[\w-]+", lambda word: titles.get(word[0], word[0]), text)
 
 
 def folded(summary: str, *content: nodes.Node) -> list[nodes.Node]:

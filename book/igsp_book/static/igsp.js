@@ -23,7 +23,7 @@ function repair() {
 }
 
 function markScrollable() {
-  const boxes = ".igsp-scroll, .pst-scrollable-table-container, .highlight pre, mjx-container[display='true'], .output pre";
+  const boxes = ".igsp-scroll, .igsp-drawn, .pst-scrollable-table-container, .highlight pre, mjx-container[display='true'], .output pre";
   for (const box of document.querySelectorAll(boxes)) {
     if (box.scrollWidth > box.clientWidth) {
       box.tabIndex = 0;
@@ -41,6 +41,8 @@ repair();
 window.addEventListener("resize", markScrollable);
 document.addEventListener("toggle", markScrollable, true); // a table that was folded
 window.addEventListener("load", () => setTimeout(markScrollable, 300));
+const watch = new ResizeObserver(markScrollable); // fonts that come late, tables that grow
+for (const table of document.querySelectorAll(".igsp-scroll > *")) watch.observe(table);
 
 // Hover cards: what is known about a number, by mouse, keyboard and touch. Without JavaScript the title remains.
 const card = document.createElement("div");
@@ -114,11 +116,11 @@ function drawCharts() {
     const picture = chart.querySelector(".igsp-drawn"), controls = chart.querySelector("form") || document.createElement("form");
     controls.replaceChildren();
     picture.before(controls);
-    picture.removeAttribute("role"); // the drawing has one of its own
     const actions = { export: true, source: false, compiled: false, editor: false };
     vegaEmbed(picture, spec, { renderer: "svg", config, actions, bind: controls }).then(() => {
       picture.querySelector("summary")?.setAttribute("aria-label", "Download the picture");
-      picture.querySelector("svg.marks")?.setAttribute("aria-label", picture.getAttribute("aria-label"));
+      picture.querySelector("svg.marks")?.setAttribute("aria-label", chart.dataset.alt ??= picture.getAttribute("aria-label"));
+      for (const name of ["role", "aria-label"]) picture.removeAttribute(name); // the drawing has its own
     });
   }
 }

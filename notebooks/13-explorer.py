@@ -40,8 +40,73 @@ from igsp.text.catalogue import DIMENSIONS, catalogue
 from igsp.text.metrics import CORRELATED
 
 figures.use_style()
+known = [p.strip() for p in shown.split(",")]
 results = repository_root() / "book" / "results"
 KEPT = [*DIMENSIONS, "total"]
+
+# %% [markdown]
+# ## Four strategies
+#
+# *Web text* is one source that was long the default. The *best single source* was chosen after looking, which favours it. The
+# *uniform mix* takes one source of each kind, and *all sources* takes all fifteen, so that nothing has to be chosen.
+
+# %%
+run = reference(known[0])
+s = run.settings
+kept = run.retentions()
+best = max(s.sources, key=lambda name: kept[name].total.value)
+titles = {
+    s.web: f"web text ({figures.title(s.web)})",
+    best: f"best single source ({figures.title(best)})",
+    "uniform": "uniform mix",
+    "all-sources": "all sources",
+}
+rows = [
+    {"strategy": title, "dimension": d.capitalize(), "kept": e.value, "low": e.low, "high": e.high}
+    for name, title in titles.items()
+    for d, e in kept[name].estimates().items()
+]
+four = pd.DataFrame(rows).round(2)
+
+# %%
+names = list(titles.values())
+tints = alt.Scale(domain=names, range=["#777777", "#CC8800", "#4477AA", "#AA3377"])
+signs = alt.Scale(domain=names, range=["circle", "square", "triangle-up", "diamond"])
+offset = alt.YOffset("strategy:N", sort=names)
+side = alt.Y("dimension:N", sort=None, title=None)
+base = alt.Chart(four).encode(side, yOffset=offset)
+bars = base.mark_rule(strokeWidth=2).encode(
+    alt.X("low:Q"), x2="high:Q", color=alt.Color("strategy:N", scale=tints)
+)
+marks = base.mark_point(filled=True, size=80, opacity=1).encode(
+    alt.X("kept:Q", title="kept of the dense model, %", scale=alt.Scale(zero=False)),
+    alt.Color("strategy:N", scale=tints, title=None, legend=alt.Legend(orient="top", columns=2, labelLimit=260)),
+    alt.Shape("strategy:N", scale=signs, title=None),
+    tooltip=["strategy", "dimension", "kept", "low", "high"],
+)
+text = base.mark_text(align="left", dx=8, fontSize=11).encode(
+    alt.X("high:Q"), text=alt.Text("kept:Q", format=".0f")
+)
+told = "; ".join(
+    f"{d}: " + ", ".join(f"{r.strategy} {r.kept:.1f} %" for r in part.itertuples())
+    for d, part in four.groupby("dimension", sort=False)
+)
+figures.show_chart(
+    (bars + marks + text).properties(width=440, height=alt.Step(16)),
+    alt=f"What four calibration texts keep, by capability. {told}.",
+    caption=f"What the pruned model keeps of the dense one after pruning with four calibration texts ({figures.title(s.method)}, "
+    f"{100 * s.sparsity:g} % zeros, {kept['uniform'].draws} draws, 95 % intervals). Point at a mark for its numbers.",
+    name="fig-strategies",
+)
+
+# %%
+wide = four.assign(
+    told=[f"{r.kept:.1f} ({r.low:.1f} to {r.high:.1f})" for r in four.itertuples()]
+)
+wide = wide.pivot(index="strategy", columns="dimension", values="told")
+wide = wide.loc[names, list(dict.fromkeys(four.dimension))].reset_index()
+wide.columns.name = None
+figures.show_table(wide, "Retention in percent with 95 % intervals", name="tab-strategies")
 
 
 # %% [markdown]
@@ -61,7 +126,6 @@ def kind(strategy, run):
 
 
 rows, correlations = [], []
-known = [p.strip() for p in shown.split(",")]
 for name in dict.fromkeys([*known, profile]):
     if not recorded(name):
         continue
@@ -245,7 +309,7 @@ for path in sorted((results / "advice").glob("*.json")):
     floor = "unknown" if advice.noise_floor is None else f"{number(advice.noise_floor, 1)} points"
     figures.show_table(
         pd.DataFrame(rows),
-        f"Retention in percent on items that the search did not see, {about['draws']} draws each; difference in points, paired; noise floor {floor}",
+        f"Retention in percent on items that the search did not see, {about['draws']} draws each, {about['order']['confirm']} order; difference in points, paired; noise floor {floor}",
         digits=1,
         name=f"tab-compared-{path.stem}",
     )
@@ -254,7 +318,8 @@ for path in sorted((results / "advice").glob("*.json")):
     figures.show(
         fig,
         alt=f"{len(advice.trials)} mixes: retention by share of a dimension's own sources, and the price of it. {advice.verdict}",
-        caption="Small points are the mixes of the search, the two large ones the confirmed ones, with intervals.",
+        caption=f"Small points are the mixes of the search ({about['order']['search']} order), the two large ones the confirmed ones "
+        f"({about['order']['confirm']} order, other items), with intervals: levels differ, so compare within each.",
         name=f"fig-advice-{path.stem}",
     )
 
@@ -269,6 +334,7 @@ for path in sorted((results / "advice").glob("*.json")):
     advice = json.loads(path.read_text(encoding="utf8"))
     data = mixtures.measured(advice["trials"])
     n, names = advice["settings"]["n"], data["sources"]
+    order_of = advice["settings"]["order"]["search"]
     sliders = [
         alt.param(name=f"w{i}", value=round(n * share), bind=alt.binding_range(min=0, max=n, step=1, name=f"{name} "))
         for i, (name, share) in enumerate(zip(names, data["trials"][0]["shares"], strict=True))
@@ -311,7 +377,8 @@ for path in sorted((results / "advice").glob("*.json")):
     figures.show_chart(
         alt.layer(*layers).add_params(*sliders).properties(width=420, height=170),
         alt=f"Interpolated retention of a mix of {', '.join(names)} by dimension, beside the nearest of {len(advice['trials'])} measured mixes.",
-        caption=f"Retention of any mix of {', '.join(names)}: {mixtures.FORMS[data['form']]}, fitted to {len(advice['trials'])} measured mixes.",
+        caption=f"Retention of any mix of {', '.join(names)}: {mixtures.FORMS[data['form']]}, fitted to {len(advice['trials'])} measured mixes. "
+        f"They were pruned in {order_of} order and scored on half of the items: other settings give other levels.",
         name=f"fig-mixes-{path.stem}",
     )
     rows = [

@@ -205,6 +205,23 @@ for path in sorted((results / "benchmarks").glob("*.json")):
         )
 
 # %% [markdown]
+# What a run on a graphics card should take, by arithmetic: launches, bytes and operations are counted, rates are those that the
+# makers publish. *Estimated* until a card was used.
+
+# %%
+for path in sorted((results / "benchmarks").glob("roofline-*.json")):
+    record = json.loads(path.read_text(encoding="utf8"))
+    rows = pd.DataFrame(record["seconds"])
+    rows.loc["all"] = rows.sum()
+    figures.show_table(
+        rows.rename_axis("stage").reset_index(),
+        f"Estimated seconds of {figures.title(record['method'])} by stage: {record['model']}, "
+        f"{record['setting']['n']} windows of {record['setting']['seqlen']} tokens",
+        digits=1,
+        name=f"tab-{path.stem}",
+    )
+
+# %% [markdown]
 # ## What a study costs
 #
 # Tasks by kind, with the median seconds that one of them took on a worker.
