@@ -38,6 +38,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.ticker import LogLocator
 
 import igsp
 from igsp import figures
@@ -110,7 +111,7 @@ print({name: tuple(x.shape) for name, x in X.items()}, "weights:", tuple(W.shape
 H = {name: x.T @ x for name, x in X.items()}
 size = {name: h.diagonal().sqrt() for name, h in H.items()}
 ratio = (size[program] / size[prose]).log2()
-far = ratio.abs().topk(4).indices.tolist()
+far = ratio.abs().topk(2).indices.tolist()
 
 fig, axes = plt.subplots(figsize=(figures.WIDTH, 3.6))
 axes.loglog(size[prose], size[program], "o", ms=4, color="#4477AA", mec="white", mew=0.3)
@@ -119,6 +120,10 @@ axes.loglog(ends, ends, color="#666666", lw=1)
 for j in far:
     axes.annotate(f"column {j}", (size[prose][j], size[program][j]), textcoords="offset points", xytext=(6, -10))
 axes.set(xlabel=f"size of the input column on {prose}", ylabel=f"on {program}")
+for axis in (axes.xaxis, axes.yaxis):
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("")
 share = 100 * float((ratio.abs() > 0.5).float().mean())
 figures.show(
     fig,

@@ -121,6 +121,7 @@ function drawCharts() {
       picture.querySelector("summary")?.setAttribute("aria-label", "Download the picture");
       picture.querySelector("svg.marks")?.setAttribute("aria-label", chart.dataset.alt ??= picture.getAttribute("aria-label"));
       for (const name of ["role", "aria-label"]) picture.removeAttribute(name); // the drawing has its own
+      markScrollable();
     });
   }
 }
