@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -112,7 +113,7 @@ def show_table(frame: pd.DataFrame, caption: str, digits: int = 2, name: str = "
     """Displays a data frame as an accessible table with a caption.
 
     Floats have `digits` decimals, or fewer where these hold all of a column; an `Estimate` is a signed number with its
-    interval; names are written by `title` and `heading`. `Markup` goes in as it is, all other text is escaped.
+    interval; names are written by `title` and `heading`. `Html` goes in as it is, all other text is escaped.
 
     Args:
         name: label of the table, `tab-...`: a link can point to it, and other pages can show it.
@@ -149,14 +150,27 @@ def show_text(text: str, name: str = "", tag: str = "p") -> None:
     show_html(Markup("<{0}>{1}</{0}>").format(Markup(tag), text), text, name)
 
 
-def code(text: str) -> Markup:
+@dataclass(frozen=True)
+class Html:
+    """Markup that a table shows as it is; not a `str`, which pandas would turn into plain text."""
+
+    text: Markup
+
+    def __html__(self) -> str:
+        return self.text
+
+    def __str__(self) -> str:
+        return self.text.striptags()
+
+
+def code(text: str) -> Html:
     """`text` set as code in a table."""
-    return Markup("<code>{}</code>").format(text)
+    return Html(Markup("<code>{}</code>").format(text))
 
 
-def badge(text: str, kind: str) -> Markup:
+def badge(text: str, kind: str) -> Html:
     """A small label, coloured by `kind` (`holds`, `differs`, `untestable`, `stale`); the meaning is in the text."""
-    return Markup('<span class="igsp-badge igsp-{}">{}</span>').format(kind, text)
+    return Html(Markup('<span class="igsp-badge igsp-{}">{}</span>').format(kind, text))
 
 
 def _cells(name: str, values: list[object], digits: int) -> list[str]:
@@ -169,8 +183,8 @@ def _cells(name: str, values: list[object], digits: int) -> list[str]:
         if hasattr(value, "low"):  # an Estimate; its module imports torch, which takes seconds
             told = interval(Value(value.value, value.low, value.high, digits=digits), signed=True)
             return told.replace(" to ", f"{NBSP}to{NBSP}")
-        if isinstance(value, Markup):
-            return value
+        if isinstance(value, Html):
+            return value.text
         if not isinstance(value, float):
             return (heading if name in ("dimension", "retention") else title)(str(value))
         return "" if np.isnan(value) else p_text(value) if name in ("p", "p_holm") else number(value, enough)

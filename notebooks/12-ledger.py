@@ -47,7 +47,7 @@ kinds = {
 
 def markdown(text):
     """A sentence of `claims.yaml` as HTML."""
-    return Markup(MarkdownIt().renderInline(text))
+    return figures.Html(Markup(MarkdownIt().renderInline(text)))
 
 
 # %% [markdown]
@@ -73,18 +73,36 @@ def verdict(row, method="", reason=True):
     """Method, verdict, values and reason of one judged claim."""
     status = row.verdict.status
     said = Markup(" ").join(filter(None, [ours(row), row.verdict.reason * reason]))
-    return Markup("<p><strong>{}</strong> {} {}</p>").format(
-        method, figures.badge(status, kinds[status]), said
-    )
+    badge = figures.badge(status, kinds[status])
+    told = Markup("<p><strong>{}</strong> {} {}</p>").format(method, badge, said)
+    return figures.Html(told)
 
 
 def here(claim):
     """The verdict on the values of this build; those may not be there."""
     if not published.keys() >= set(claim.ours):
-        return Markup("{} make book runs its notebook").format(
-            figures.badge("not executed in this build", "stale")
-        )
+        badge = figures.badge("not executed in this build", "stale")
+        return figures.Html(Markup("{} make book runs its notebook").format(badge))
     return verdict(ledger.judge(claim, published, profile))
+
+
+def by_method(claim):
+    """The verdicts of the reference run, a paragraph per method."""
+    return figures.Html(Markup("").join(verdict(r, m) for m, r in runs[claim.id].items()))
+
+
+def anchored(claim):
+    """The statement of a claim, which other pages can link to."""
+    place = Markup('<span id="claim-{}">{}</span>')
+    return figures.Html(place.format(claim.id, markdown(claim.statement)))
+
+
+def short(row):
+    """Verdict and values of one judged claim, without tests and reasons."""
+    if row is None or not row.values:
+        return "not measured"
+    badge = figures.badge(row.verdict.status, kinds[row.verdict.status])
+    return figures.Html(Markup("{} {}").format(badge, ours(row, tests=False)))
 
 
 claims = ledger.claims()
@@ -98,13 +116,9 @@ for status, source in sources.items():
     figures.show_table(
         pd.DataFrame(
             {
-                "claim": Markup('<span id="claim-{}">{}</span>').format(
-                    claim.id, markdown(claim.statement)
-                ),
+                "claim": anchored(claim),
                 "paper": markdown(f"{claim.paper} [{claim.locator}]"),
-                f"reference run ({ledger.REFERENCE})": Markup("").join(
-                    verdict(row, method) for method, row in runs[claim.id].items()
-                ),
+                f"reference run ({ledger.REFERENCE})": by_method(claim),
                 f"this build ({profile})": here(claim),
             }
             for claim in claims
@@ -124,12 +138,7 @@ figures.show_table(
     pd.DataFrame(
         {"claim": markdown(claim.statement), "paper": markdown(claim.paper)}
         | {
-            name: Markup("{} {}").format(
-                figures.badge(row.verdict.status, kinds[row.verdict.status]),
-                ours(row, tests=False),
-            )
-            if (row := runs[claim.id].get(name)) and row.values
-            else "not measured"
+            name: short(runs[claim.id].get(name))
             for name in methods
         }
         for claim in claims
@@ -233,9 +242,7 @@ figures.show_table(
         {
             "claim": claim.title,
             "paper": markdown(f"{claim.paper} ({claim.setting})"),
-            "reference run": Markup("").join(
-                verdict(row, m) for m, row in runs[claim.id].items()
-            ),
+            "reference run": by_method(claim),
             "likely reasons": markdown(claim.differs),
         }
         for claim in claims

@@ -30,6 +30,13 @@ def test_a_table_prints_what_is_known_and_no_more(shown):
     assert '<td class="igsp-num">0.041</td><td class="igsp-num"></td><td class="igsp-num">32</td>' in text
 
 
+def test_markup_stays_markup_and_text_is_escaped(shown):
+    rows = [{"id": figures.code("c<4"), "verdict": figures.badge("holds", "holds"), "note": "a < b"}]
+    figures.show_table(pd.DataFrame(rows), "One", name="tab-one", classes="igsp-stack")
+    assert '<table id="tab-one" class="igsp-table igsp-stack">' in shown[0] and "a &lt; b" in shown[0]
+    assert "<code>c&lt;4</code>" in shown[0] and '<span class="igsp-badge igsp-holds">holds</span>' in shown[0]
+
+
 def test_names_are_those_of_prose_and_a_source_keeps_its_own():
     assert [figures.title(name) for name in ("wanda", "igsp", "math")] == ["Wanda", "IGSP", "math"]
     assert figures.heading("math") == "Math"

@@ -65,7 +65,7 @@ def stage(root: Path, copy: Path, profile: str = "quick") -> None:
     left_out = shutil.ignore_patterns("notebooks", "locks", "values", profile, ".ipynb_checkpoints")
     for name in ("book", "notebooks"):
         shutil.copytree(root / name, copy / name, ignore=left_out)
-    for name in ("_config.yml", "_toc.yml", "requirements.lock"):
+    for name in ("_config.yml", "_toc.yml", "requirements.lock", "LICENSE"):
         shutil.copyfile(root / name, copy / name)
     found = notebooks.notebooks(copy)
     notebooks.run(profile, only=[notebook.name for notebook in found if notebook.reads], root=copy)

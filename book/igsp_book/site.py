@@ -96,18 +96,17 @@ def clean_page(app: Sphinx, pagename: str, templatename: str, context: dict[str,
 
 
 def description(doctree: nodes.document | None, length: int = 160) -> str:
-    """The first paragraph of a page, cut at a word; no paragraph of a panel or a note counts."""
-    for paragraph in doctree.findall(nodes.paragraph) if doctree else ():
-        if isinstance(paragraph.parent, nodes.section | nodes.document):
-            text = " ".join(paragraph.astext().split())
-            return text if len(text) <= length else text[:length].rsplit(" ", 1)[0] + "\N{HORIZONTAL ELLIPSIS}"
-    return ""
+    """The first paragraph of a page, cut at a word; one in a panel or a note counts only where there is no other."""
+    found = list(doctree.findall(nodes.paragraph)) if doctree else []
+    plain = [one for one in found if isinstance(one.parent, nodes.section | nodes.document)]
+    text = " ".join(one.astext() for one in (plain or found)[:1]).replace("\n", " ")
+    return text if len(text) <= length else text[:length].rsplit(" ", 1)[0] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def footer(repository: str, pathto: Any) -> str:
     """Licence, citation and source, the last one as a plain word while no repository is configured."""
     source = f'<a href="{escape(repository)}">Source</a>' if repository else "Source: in the release archive"
-    licence, cite = pathto("_static/LICENSE.txt", resource=True), pathto("book/index") + "#cite"
+    licence, cite = pathto("_static/LICENSE.txt", resource=True), pathto("book/index").rstrip("#") + "#cite"
     return f'<p><a href="{licence}">Apache License 2.0</a> · <a href="{cite}">Cite</a> · {source}</p>'
 
 

@@ -55,7 +55,7 @@ def test_a_preview_shows_records_and_marks_what_was_not_executed(sites: tuple[Pa
     assert all("not executed in this build" in row.select("td")[-1].text for row in ledger)
     drawn = next(image["alt"] for image in page(site, "claims").select("figure#fig-tradeoff img"))
     for method, paper in (("SparseGPT General", "+0.55"), ("Wanda General", "+0.71"), ("SparseGPT Code", "−0.59")):
-        assert f"paper {paper}" in drawn.partition(f"{method} ")[2].partition(";")[0], "no method beside another's value"
+        assert f"paper {paper}" in drawn.partition(f"{method} ")[2].partition(";")[0], "not another method's value"
     assert page(site, "index").select("figure#fig-strategies svg")
     explorer = page(site, "explorer")
     assert explorer.select("figure.igsp-chart svg") and explorer.select("table.igsp-dense tbody tr")
