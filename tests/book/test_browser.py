@@ -125,7 +125,7 @@ def test_the_explorer_answers_to_the_keyboard(contexts: dict[str, Any], address:
     chart = tab.locator("#fig-explorer")
     chart.locator("select").first.wait_for()
     text = chart.locator("svg.marks")
-    assert "rank correlation over single sources" in text.inner_text()
+    assert "rank correlation over single sources" in text.text_content()
     assert chart.locator("path[aria-label]").count() > 10, "each mark tells its values"
     before = text.inner_html()
     for name in ("metric", "dimension"):
@@ -135,7 +135,7 @@ def test_the_explorer_answers_to_the_keyboard(contexts: dict[str, Any], address:
     assert text.inner_html() != before
     chart.locator("select[name=highlight]").select_option("uniform")
     tab.wait_for_timeout(300)
-    assert chart.locator("text[opacity='1']", has_text="uniform").count() or "uniform" in text.inner_text()
+    assert chart.locator("text[opacity='1']", has_text="uniform").count() or "uniform" in text.text_content()
     tab.close()
 
 
@@ -144,11 +144,11 @@ def test_the_sliders_of_mixes_answer_to_the_keyboard(contexts: dict[str, Any], a
     chart = tab.locator("[id^=fig-mixes]").first
     slider = chart.locator("input[type=range]").first
     slider.wait_for()
-    before = chart.locator("svg.marks").inner_text()
+    before = chart.locator("svg.marks").text_content()
     slider.focus()
     tab.keyboard.press("Home")
     tab.wait_for_timeout(300)
-    assert chart.locator("svg.marks").inner_text() != before
+    assert chart.locator("svg.marks").text_content() != before
     tab.close()
 
 
