@@ -33,10 +33,10 @@ course: setup ## the packs for students and instructors, under _build/course
 	$(IGSP) course build
 
 test: setup fetch ## run the tests
-	$(VENV)/bin/python -m pytest -q -rs -m "not book"
+	$(VENV)/bin/python -m pytest -q -rs -n auto -m "not book"
 
 check-book: setup ## check the built book in headless Chromium
-	$(VENV)/bin/python -m pytest -q -m book
+	$(VENV)/bin/python -m pytest -q -n auto -m book
 
 setup: $(VENV)/.ready ## create the virtual environment with the locked pins
 
