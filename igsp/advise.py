@@ -323,9 +323,9 @@ class Bench:
         record = self.store.get(spec)
         if record is None:
             scores = evaluate(make(), self.suite, self.tasks, progress=False, part=part)
-            record = Record(spec, {"scores": scores.to_dict()}, provenance())
-            self.store.put(record)
-        return Scores.from_dict(record.metrics["scores"])
+            self.store.put(Record(spec, {"scores": scores.to_dict()}, provenance()))
+            record = self.store.get(spec)  # as it will be read from now on
+        return Scores.from_dict(record.metrics["scores"])  # type: ignore[union-attr]
 
 
 def picture(advice: Advice) -> Any:

@@ -13,7 +13,8 @@ import igsp
 MODULES = [m.name for m in pkgutil.walk_packages(igsp.__path__, "igsp.") if not m.name.startswith("igsp_book")]
 SHOWN = {  # public functions whose docstring must hold an example
     "igsp.text.windows": ["largest_remainder"], "igsp.scoring.correlation": ["spearman", "holm"],
-    "igsp.text.ngrams": ["aggregation"], "igsp.advise": ["design", "towards", "whole", "beats"],
+    "igsp.text.ngrams": ["aggregation"], "igsp.study.simplex": ["design", "towards", "whole"],
+    "igsp.advise": ["beats"],
     "igsp.provenance": ["duration", "gigabytes"],
 }
 

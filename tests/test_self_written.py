@@ -17,6 +17,7 @@ from igsp.study.analysis import verdict
 from igsp.study.recorded import reference
 from igsp.study.records import Record, Store
 from igsp.study.study import Cell, Study, cells, settings, strategies
+from igsp.study.texts import Texts
 from igsp.text.catalogue import DIMENSIONS, Document
 from igsp.text.likelihood import window_losses
 from igsp.text.metrics import CORRELATED
@@ -27,8 +28,10 @@ TOKENS, PREFIX = 6, 4
 TEXTS = [Document(str(i), " ".join(f"w{3 + (7 * i + j) % 120}" for j in range(9))) for i in range(60)]
 
 
-class TinyStudy(Study):
-    """Profile `small` in miniature, with a tiny random model."""
+class TinyTexts(Texts):
+    """Calibration text of profile `small` in miniature, of a tiny random model."""
+
+    numbers = {"model": "tiny", "device": "cpu", "dtype": "float32"}  # noqa: RUF012
 
     @functools.cached_property
     def lm(self):
@@ -36,8 +39,13 @@ class TinyStudy(Study):
         model.tokenizer.add_special_tokens({"bos_token": "w126", "eos_token": "w127"})
         return model
 
-    def _numbers(self):
-        return {"model": "tiny", "device": "cpu"}
+
+class TinyStudy(Study):
+    _suite = "suite"
+
+    def __init__(self, *arguments, **overrides):
+        super().__init__(*arguments, **overrides)
+        self.texts = TinyTexts(self.settings)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +87,7 @@ def test_a_sample_of_sgs_holds_what_the_model_wrote_and_not_the_prefix(study, sa
 
 
 def test_samples_are_recorded_once(study, samples, monkeypatch):
-    monkeypatch.setattr(TinyStudy, "_samples", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(TinyTexts, "samples", lambda *_: pytest.fail("computed again"))
     assert study.writing(tokens=TOKENS) == list(samples.values())
     record = next(study.store.records())
     assert record.spec["stage"] == "writing"
@@ -95,9 +103,8 @@ NUMBERS = {"model": "m", "suite": "s", "device": "cpu", "dtype": "bfloat16"}
 
 
 def put(store, stage, name, draw, about, **spec):
-    labels = {"strategy": name, "draw": draw, "calibration": {"n": PLAN.n, "seqlen": PLAN.seqlen}}
-    spec = {"stage": stage, "calibration": f"{name} {draw}", **NUMBERS, **spec}
-    store.put(Record(spec, {**about, "labels": labels, "seconds": {"prune": 1.0}, "mask": ""}, {}))
+    spec = {"stage": stage, "strategy": name, "draw": draw, "n": PLAN.n, "seqlen": PLAN.seqlen, **NUMBERS, **spec}
+    store.put(Record(spec, {**about, "seconds": {"prune": 1.0}, "mask": ""}, {}))
 
 
 def fill(root, profile, keep=lambda cell: True):
@@ -110,14 +117,12 @@ def fill(root, profile, keep=lambda cell: True):
             continue
         place = names.index(cell.strategy) + 1
         scores = toy_scores(2 - 0.02 * place + 0.001 * cell.draw).to_dict()
-        put(store, "cell", cell.strategy, cell.draw, {"scores": scores}, method=cell.method, sparsity=cell.sparsity)
+        amount = {"method": cell.method, "sparsity": cell.sparsity, "pattern": None}
+        put(store, "cell", cell.strategy, cell.draw, {"scores": scores}, **amount)
         told = {**dict.fromkeys(CORRELATED, 1 / place), **{f"mismatch_{d}": 1 / place for d in DIMENSIONS}}
-        put(store, "profile", cell.strategy, cell.draw, {"information": told})
-
-
+        put(store, "metrics", cell.strategy, cell.draw, {"information": told})
     samples = [{"written by": "sgs", "dimension": "", "windows": 2, "perplexity": 3.0, "text": "made up"}]
-    about = {"samples": samples, "labels": {}}
-    store.put(Record({"stage": "writing", "n": plan.n, "seqlen": plan.seqlen, **NUMBERS}, about, {}))
+    put(store, "writing", "", 0, {"samples": samples})
 
 
 def read_aloud(folder, monkeypatch):

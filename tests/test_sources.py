@@ -120,7 +120,7 @@ def test_unknown_source_names_the_nearest():
         ({"origin": "hubb"}, "hubb.*hub.*line 5"),
         ({"files": "a.txt"}, "line 6.*files.*list"), ({"files": [1]}, "files"),
         ({"template": "{a"}, "line 7.*template"),
-        ({"answer": {"colum": "a"}}, "line 7.*answer.*colum"),
+        ({"answer": {"colum": "a"}}, "colum.*column.*line 7: answer"),
         ({"origin": "wheel"}, "packages"), ({"characters": 0}, "line 7.*char"),
         ({"origin": "hub"}, "needs the field 'hub'"),
     ],

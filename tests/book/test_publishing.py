@@ -43,7 +43,7 @@ def test_workflows_ask_for_rights_and_pin_what_they_use(path: Path) -> None:
         needs = job.get("needs", [])
         assert set([needs] if isinstance(needs, str) else needs) <= workflow["jobs"].keys()
     for step in steps(workflow):
-        assert "uses" not in step or re.fullmatch(r"[\w-]+/[\w-]+@v\d+", step["uses"])
+        assert "uses" not in step or re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", step["uses"])
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
