@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import datasets
@@ -192,32 +190,3 @@ def test_the_manifest_and_the_card_say_what_was_done(tmp_path, made, lm):
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlibrary_name") and "50.0%" in card
     assert known.sha256 in card and "| stdlib | 1 |" in card
-
-
-PEER = """
-import sys, torch
-from datasets import load_from_disk
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from llmcompressor import oneshot
-from llmcompressor.modifiers.pruning.sparsegpt import SparseGPTModifier
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
-recipe = SparseGPTModifier(sparsity=0.5, ignore=["re:.*lm_head.*"])
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
-oneshot(model=model, dataset=load_from_disk(sys.argv[2]), recipe=recipe, tokenizer=tokenizer, max_seq_length=32,
-        num_calibration_samples=6, pipeline="sequential")
-weights = [m.weight for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "lm_head" not in n]
-print("zeros", min((w == 0).float().mean().item() for w in weights))
-"""
-
-
-@pytest.mark.skipif("IGSP_LLMCOMPRESSOR" not in os.environ, reason="IGSP_LLMCOMPRESSOR names no python that has it")
-def test_llm_compressor_prunes_with_our_data_set(tmp_path, made):
-    lm = tiny_model()
-    lm.model.save_pretrained(tmp_path / "model")
-    lm.tokenizer.save_pretrained(tmp_path / "model")
-    export(made, tmp_path / "set")
-    command = [os.environ["IGSP_LLMCOMPRESSOR"], "-c", PEER, str(tmp_path / "model"), str(tmp_path / "set")]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tmp_path)
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert float(run.stdout.rsplit("zeros", 1)[1]) >= 0.49
-    assert Path(tmp_path / "set").is_dir()
