@@ -1,7 +1,7 @@
 """Whether other tools take what this package writes: pruned checkpoints and calibration sets.
 
     python tests/interop/check.py                     # every tool, each in an environment of its own (gigabytes)
-    python tests/interop/check.py --tools safetensors transformers-newest --folder /tmp/interop
+    python tests/interop/check.py --tools safetensors transformers-newest --folder interop
 
 `make` prunes, saves, and notes what the model in memory writes and holds. The Python of each tool, where igsp is not
 installed, then runs this same file with `read`: it opens the folders with that tool and notes the same facts. What
@@ -19,6 +19,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import urllib.request
 import venv
 from collections.abc import Callable, Iterable, Iterator
@@ -346,7 +347,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=["all", "make", "read"], default="all")
     parser.add_argument("--tools", nargs="+", choices=list(TOOLS), default=list(TOOLS))
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/igsp-interop"), help="for checkpoints and answers")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir(), "igsp-interop"),
+                        help="for checkpoints, answers and environments")
     parser.add_argument("--model", default=MODEL)
     options = parser.parse_args()
     if options.what == "read":
