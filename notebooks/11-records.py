@@ -205,6 +205,25 @@ for path in sorted((results / "benchmarks").glob("*.json")):
         )
 
 # %% [markdown]
+# All methods on every layer of one model, from the same statistics of the dense model: the squared change of a layer's output
+# over the calibration tokens, as a multiple of Wanda's, averaged over the layers; and seconds of one thread in the solvers.
+
+# %%
+for path in sorted((results / "benchmarks").glob("layers-*.json")):
+    record = json.loads(path.read_text(encoding="utf8"))
+    rows = pd.DataFrame(
+        {
+            "error, Wanda = 1": record["mean_error_to_wanda"],
+            "solver seconds": record["solver_seconds"],
+        }
+    )
+    figures.show_table(
+        rows.rename_axis("method").reset_index(),
+        f"Output error of the layers: {words(record)}",
+        name="tab-layers",
+    )
+
+# %% [markdown]
 # What a run on a graphics card should take, by arithmetic: launches, bytes and operations are counted, rates are those that the
 # makers publish. *Estimated* until a card was used.
 

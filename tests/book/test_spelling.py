@@ -17,6 +17,7 @@ PLACES = ["*.md", "book/*.md", "book/slides/*.md", "notebooks/*.py", "book/exerc
 PAGES = [page for place in PLACES for page in ROOT.glob(place) if page.stem != "api"]  # that one lists names of code
 ASPELL = ["aspell", "--lang=en_GB", "--encoding=utf-8", "list"]
 DIRECTIVE = re.compile(r"^```\{[\w-]+\}([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)  # its content is prose
+NAMES = re.compile(r"^```\{(?:shown|code-block)\}[^\n]*|<[/\w][^>\n]*>", re.MULTILINE)  # of notebooks, languages, HTML
 NOT_PROSE = [
     r"(?ms)^```.*?^```$", r"(?s)\$\$.*?\$\$(?: \([\w-]+\))?", r"\$[^$]{1,200}\$",
     r"\{(?:cite:?\w*|eq|result|numref|doc|ref|file)\}`[^`]*`", r"\{[\w:-]+\}(?=`)", r"(?<!\w)`[^`\n]+`",
@@ -32,7 +33,7 @@ def prose(path: Path) -> str:
     elif path.suffix == ".py":
         cells = re.findall(r"^# %% \[markdown\]\n((?:#.*\n)+)", text, re.MULTILINE)
         text = re.sub(r"(?m)^# ?", "", "\n".join(cells))
-    text = DIRECTIVE.sub(r"\1\n\2", text)
+    text = DIRECTIVE.sub(r"\1\n\2", NAMES.sub("", text))
     for pattern in NOT_PROSE:
         text = re.sub(pattern, " ", text)
     return text
