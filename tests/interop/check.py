@@ -141,7 +141,7 @@ def read_vllm(folder: Path, expected: Facts) -> Facts:
     engine = LLM(str(folder), dtype="float32", max_model_len=256, enforce_eager=True)
     tokenizer = engine.get_tokenizer()
     prompts = [{"prompt_token_ids": ids} for ids in expected["prompts"]]
-    made = engine.generate(prompts, SamplingParams(temperature=0, max_tokens=NEW))
+    made = engine.generate(prompts, SamplingParams(temperature=0, max_tokens=NEW), use_tqdm=False)
     facts = tokenizer_facts(lambda text: tokenizer.encode(text, add_special_tokens=False), tokenizer.decode)
     return facts | {"tokens": [list(one.outputs[0].token_ids) for one in made],
                     "template": sha256(tokenizer.chat_template)}
