@@ -22,7 +22,7 @@ book: setup fetch ## run the notebooks (profile quick) and build the static book
 	$(IGSP) notebooks run --profile $(PROFILE)
 	$(IGSP) book build --profile $(PROFILE)
 
-preview: setup ## build the book from the committed records alone (a minute, no model), in _build/preview
+preview: setup ## build the book from the committed records alone (two minutes, no model), in _build/preview
 	$(IGSP) book preview
 
 release: setup ## pack the built book with a checksum, and list what it was made with (SBOM), under _build/release

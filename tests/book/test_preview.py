@@ -15,7 +15,7 @@ from igsp.study.claims import claims
 pytestmark = pytest.mark.book
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 90  # of processor time, so that a busy machine does not fail the test; on two idle cores it takes a minute
+SECONDS = 180  # of processor time, so that a busy machine does not fail the test (120 were measured)
 
 
 @pytest.fixture(scope="module")
