@@ -142,7 +142,9 @@ columns = {
 def runs(record):
     """The timed runs of a record by name."""
     rows = record.get("rows", [])
-    grid = {f"{r['method']}, {r['varied']} {r[r['varied']]}": r for r in rows}
+    grid = {
+        f"{r['method']}, {r['varied']} {r[r['varied']]}": r for r in rows if "varied" in r
+    }
     found = grid or record.get("contenders") or record
     return {
         k: v for k, v in found.items() if isinstance(v, dict) and "seconds" in v
@@ -203,6 +205,26 @@ for path in sorted((results / "benchmarks").glob("*.json")):
             f"{about}: ratios within that record",
             name=f"tab-ratios-{path.stem}",
         )
+
+# %% [markdown]
+# Pruned checkpoints in other programs, each in an environment of its own (`tests/interop/check.py`).
+
+# %%
+record = json.loads((results / "benchmarks" / "interop.json").read_text(encoding="utf8"))
+rows = [
+    {
+        "tool": row["tool"],
+        "versions": ", ".join(f"{k} {v}" for k, v in row["versions"].items()),
+        "checkpoint": row["checkpoint"],
+        "result": row["result"],
+    }
+    for row in record["rows"]
+]
+figures.show_table(
+    pd.DataFrame(rows),
+    "Greedy tokens, zeros, templates and round trips of pruned checkpoints",
+    name="tab-interop",
+)
 
 # %% [markdown]
 # All methods on every layer of one model, from the same statistics of the dense model: the squared change of a layer's output
