@@ -2,7 +2,7 @@
 # jupyter:
 #   igsp:
 #     needs: []
-#     reads: [small, small-gemma]
+#     reads: [small, small-gemma, benchmarks, advice]
 #   jupytext:
 #     formats: ipynb,py:percent
 #     text_representation:

@@ -2,7 +2,7 @@
 # jupyter:
 #   igsp:
 #     needs: [07-leaderboard]
-#     reads: [small, small-gemma]
+#     reads: [small, small-gemma, advice]
 #   jupytext:
 #     formats: ipynb,py:percent
 #     text_representation:
